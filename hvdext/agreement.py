@@ -1,0 +1,68 @@
+"""Do all ranks mean the same? Otherwise: the same error on every rank, before any number is exchanged.
+
+A collective whose shapes differ fails, one that a rank never calls hangs, and one whose settings differ
+gives wrong numbers without a word. All three become one `ValueError` that says who disagrees about what.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Mapping
+
+from hvdext.comm import Communicator
+
+_LINES = 20  # differences spelled out; more are counted
+
+
+def check(comm: Communicator, subject: str, facts: Mapping[str, object]) -> None:
+    """Compares `facts` over the ranks. Every rank of `comm` must call it, at the same point.
+
+    Args:
+        comm: who compares.
+        subject: what the facts describe, for the message: "DistributedOptimizer 'adam'".
+        facts: what must agree, by name; values are compared by their `repr`.
+
+    Raises:
+        ValueError: on every rank alike, if any fact or the subject differs.
+    """
+    if comm.size == 1:
+        return
+    mine = {"subject": subject} | {key: repr(value) for key, value in facts.items()}
+    digest = hashlib.sha256(repr(sorted(mine.items())).encode()).hexdigest()
+    if len(set(comm.allgather_object(digest, "hvdext.agreement.digest"))) == 1:
+        return
+    everyone = comm.allgather_object(mine, "hvdext.agreement.facts")
+    raise ValueError(disagreement(subject_of(everyone), everyone, comm.ranks))
+
+
+def subject_of(everyone: list[dict[str, str]]) -> str:
+    """The lowest rank's subject: the message must be the same on every rank."""
+    return everyone[0]["subject"]
+
+
+def disagreement(subject: str, everyone: list[dict[str, str]], ranks: tuple[int, ...]) -> str:
+    """Says which ranks hold which value of every fact that differs.
+
+    Args:
+        subject: what the facts describe.
+        everyone: each rank's facts, in the order of `ranks`.
+        ranks: the global ranks.
+    """
+    keys = dict.fromkeys(key for facts in everyone for key in facts)
+    lines = []
+    for key in keys:
+        holders = defaultdict(list)
+        for rank, facts in zip(ranks, everyone, strict=True):
+            holders[facts.get(key, "(missing)")].append(rank)
+        if len(holders) > 1:
+            views = "; ".join(f"{_ranks(who)}: {value}" for value, who in holders.items())
+            lines.append(f"  {key}: {views}")
+    shown = lines[:_LINES]
+    if len(lines) > _LINES:
+        shown.append(f"  and {len(lines) - _LINES} more")
+    return "\n".join([f"The ranks disagree about {subject}:", *shown])
+
+
+def _ranks(ranks: list[int]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"

@@ -1,0 +1,76 @@
+"""One rank's values become everybody's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from hvdext import agreement
+from hvdext.comm import current
+from hvdext.process_sets import ProcessSet
+from hvdext.selection import path_of
+
+
+def broadcast_variables(
+    variables: Sequence, root_rank: int = 0, process_set: ProcessSet | None = None
+) -> None:
+    """Assigns rank `root_rank`'s values to `variables` on every rank.
+
+    Args:
+        variables: Keras or TensorFlow variables; the same shapes and dtypes on every rank.
+        root_rank: the global rank whose values count.
+        process_set: among which ranks; None: all.
+
+    Raises:
+        ValueError: if `root_rank` is not one of the ranks; on every rank alike, if the ranks' variables
+            differ.
+    """
+    comm = current()
+    if process_set is not None:
+        comm = comm.subset(process_set)
+    if root_rank not in comm.ranks:
+        raise ValueError(
+            f"`root_rank` must be one of the ranks {list(comm.ranks)}. Received: root_rank={root_rank!r}."
+        )
+    facts: dict[str, object] = {"root_rank": root_rank, "number of variables": len(variables)}
+    for i, v in enumerate(variables):
+        facts[f"variable {i}"] = f"{tuple(v.shape)} {tf.as_dtype(v.dtype).name}"
+    agreement.check(comm, "broadcast_variables", facts)
+    if comm.size == 1 or not variables:
+        return
+    values = [tf.convert_to_tensor(variable) for variable in variables]
+    root = comm.ranks.index(root_rank)
+    for variable, value in zip(
+        variables, comm.broadcast(values, root, "hvdext.broadcast.variables"), strict=True
+    ):
+        variable.assign(value)
+
+
+def model_variables(model) -> list:
+    """What must be alike on all ranks before training: weights, statistics and optimizer state.
+
+    The states of random generators stay out: ranks must draw different dropout masks.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    variables = [*model.variables, *(optimizer.variables if optimizer is not None else [])]
+    unique = {id(variable): variable for variable in variables}
+    return [v for v in unique.values() if not path_of(v).endswith("seed_generator_state")]
+
+
+def largest_difference(variables: Sequence) -> float:
+    """How far the ranks' variables are apart; every rank must call it.
+
+    Args:
+        variables: Keras or TensorFlow variables; the same shapes and dtypes on every rank.
+
+    Returns:
+        The largest absolute difference of any element between any two ranks, the same on every rank; 0.0
+        means that all bits that count are equal. NaN if any value is NaN.
+    """
+    comm = current()
+    values = [np.ravel(tf.convert_to_tensor(v).numpy()).astype(np.float64) for v in variables]
+    flat = np.concatenate([*values, np.zeros(1)])
+    everyone = comm.allgather(tf.constant(flat[np.newaxis]), "hvdext.difference").numpy()
+    return float(np.max(np.max(everyone, axis=0) - np.min(everyone, axis=0)))

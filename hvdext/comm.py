@@ -1,0 +1,394 @@
+"""How ranks talk: one interface, with Horovod behind it or nobody at all.
+
+Everyone else in hvdext holds a `Communicator` and never imports Horovod. There are three:
+`HorovodComm` (processes started by a launcher), `SoloComm` (one process; Horovod is not needed) and
+`hvdext.testing.ThreadComm` (ranks as threads of one process, for tests).
+
+Rules every caller keeps:
+
+1. Each collective has an explicit name, `hvdext.<purpose>[.<detail>]`, that is the same on all ranks.
+   Names made by a graph differ between ranks with different graphs, and then nobody ever meets.
+2. Whether to call a collective depends on the step and the settings only: never on a local value, a
+   local exception or how much data one rank has.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import math
+import os
+import pickle
+import re
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from hvdext.ledger import Ledger, Traffic
+from hvdext.process_sets import ProcessSet
+
+_NAME = re.compile(r"hvdext(\.[A-Za-z0-9_-]+)+")
+
+# What the engine reduces as it is. Others travel in the nearest type that holds them.
+_REDUCIBLE = {tf.uint8, tf.int8, tf.int32, tf.int64, tf.float16, tf.float32, tf.float64}
+_WIDER = {
+    tf.bfloat16: tf.float32,
+    tf.bool: tf.int32,
+    tf.int16: tf.int32,
+    tf.uint16: tf.int32,
+    tf.uint32: tf.int64,
+}
+_MOVABLE = _REDUCIBLE | {tf.int16, tf.uint16, tf.bool}
+
+
+class Communicator(abc.ABC):
+    """A group of ranks that exchange tensors and objects.
+
+    Attributes:
+        rank: this rank's place within the group, 0 to size - 1.
+        size: how many ranks the group has.
+        ranks: the members' global ranks, in the group's order.
+        ledger: calls, bytes and waiting collectives of this process.
+    """
+
+    def __init__(self, rank: int, ranks: Sequence[int], ledger: Ledger):
+        self.rank = rank
+        self.ranks = tuple(ranks)
+        self.size = len(self.ranks)
+        self.ledger = ledger
+        self._functions: dict[tuple, Callable] = {}
+        self._functions_lock = threading.Lock()
+
+    # -- tensors: in a tf.function or eagerly, on every rank of the group, under the same name --------
+
+    def allreduce(
+        self,
+        tensors: Sequence[tf.Tensor],
+        name: str,
+        *,
+        prescale: float = 1.0,
+        postscale: float = 1.0,
+    ) -> list[tf.Tensor]:
+        """Sums each of `tensors` over the ranks, as one fused message.
+
+        Args:
+            tensors: tensors of one dtype; the same shapes on every rank.
+            name: the collective's name, the same on every rank.
+            prescale: each rank's tensors are multiplied by it before the sum.
+            postscale: the sum is multiplied by it.
+
+        Returns:
+            `postscale * sum over ranks of prescale * tensor`, bit for bit the same on every rank.
+        """
+        tensors = [tf.convert_to_tensor(tensor) for tensor in tensors]
+        if self.size == 1:
+            return [_scaled(tensor, prescale * postscale) for tensor in tensors]
+        return self._run("_reduce", tensors, name, prescale=float(prescale), postscale=float(postscale))
+
+    def allgather(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
+        """Concatenates the ranks' tensors along axis 0, in rank order.
+
+        Args:
+            tensor: any dtype, at least one axis; ranks may differ in the length of axis 0 only.
+            name: the collective's name, the same on every rank.
+        """
+        tensor = tf.convert_to_tensor(tensor)
+        if self.size == 1:
+            return tf.identity(tensor)
+        return self._run("_gather", [tensor], name)[0]
+
+    def alltoall(self, tensor: tf.Tensor, splits: Sequence[int] | tf.Tensor, name: str) -> tf.Tensor:
+        """Sends `splits[r]` rows of `tensor` to rank r; returns the received rows in rank order.
+
+        Args:
+            tensor: any dtype; rows are counted along axis 0.
+            splits: int32, shape (size,): rows for each rank, in rank order; their sum is the number
+                of rows.
+            name: the collective's name, the same on every rank.
+        """
+        tensor, splits = tf.convert_to_tensor(tensor), tf.cast(splits, tf.int32)
+        if self.size == 1:
+            return tf.identity(tensor)
+        return self._run("_exchange", [tensor, splits], name)[0]
+
+    def broadcast(self, tensors: Sequence[tf.Tensor], root: int, name: str) -> list[tf.Tensor]:
+        """Returns rank `root`'s tensors on every rank.
+
+        Args:
+            tensors: any dtypes; the same shapes and dtypes on every rank.
+            root: the sender, as a rank of this group.
+            name: the collective's name, the same on every rank.
+        """
+        tensors = [tf.convert_to_tensor(tensor) for tensor in tensors]
+        if self.size == 1:
+            return tensors
+        return self._run("_spread", tensors, name, root=root)
+
+    # -- objects: eagerly, on every rank of the group --------------------------------------------------
+
+    def allgather_object(self, value: Any, name: str) -> list:
+        """Returns every rank's `value` (anything that pickles), in rank order."""
+        if self.size == 1:
+            return [value]
+        payload = tf.constant(np.frombuffer(pickle.dumps(value), np.uint8))
+        sizes = self.allgather(tf.shape(payload), f"{name}.size").numpy()
+        parts = np.split(self.allgather(payload, name).numpy(), np.cumsum(sizes)[:-1])
+        return [pickle.loads(part.tobytes()) for part in parts]
+
+    def broadcast_object(self, value: Any, root: int, name: str) -> Any:
+        """Returns rank `root`'s `value` on every rank; what the others pass is ignored."""
+        payload = np.frombuffer(pickle.dumps(value), np.uint8)
+        (length,) = self.broadcast([tf.constant(payload.size)], root, f"{name}.size")
+        if self.rank != root:
+            payload = np.zeros(int(length), np.uint8)
+        (payload,) = self.broadcast([tf.constant(payload)], root, name)
+        return pickle.loads(payload.numpy().tobytes())
+
+    def barrier(self, name: str) -> None:
+        """Returns once every rank of the group has called it."""
+        self.allgather(tf.zeros([1], tf.uint8), name)
+
+    # -- the group -----------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def subset(self, process_set: ProcessSet) -> Communicator:
+        """The communicator of the ranks in `process_set`, this rank among them."""
+
+    def traffic(self) -> dict[str, Traffic]:
+        """Calls and bytes so far by purpose: `{"grad": Traffic(calls=4, bytes=...), ...}`."""
+        return self.ledger.traffic()
+
+    # -- what an implementation with more than one rank provides; called inside a graph ----------------
+
+    def _allreduce(
+        self, tensors: list[tf.Tensor], name: str, prescale: float, postscale: float
+    ) -> list[tf.Tensor]:
+        raise NotImplementedError
+
+    def _allgather(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
+        raise NotImplementedError
+
+    def _alltoall(self, tensor: tf.Tensor, splits: tf.Tensor, name: str) -> tf.Tensor:
+        raise NotImplementedError
+
+    def _broadcast(self, tensor: tf.Tensor, root: int, name: str) -> tf.Tensor:
+        raise NotImplementedError
+
+    # -- one collective: types that travel, marks in the ledger, and the call itself ------------------
+
+    def _reduce(self, tensors, name, prescale, postscale):
+        dtype = tensors[0].dtype
+        wire = dtype if dtype in _REDUCIBLE else _WIDER[dtype]
+        tensors = [tf.cast(tensor, wire) for tensor in tensors]
+        entry = self.ledger.entry(name)
+        tensors = entry.start(tensors)
+        results = self._allreduce(tensors, name, prescale, postscale)
+        entry.finish(results, sum(map(_bytes, tensors)) * 2 * (self.size - 1) // self.size)
+        return [tf.cast(result, dtype) for result in results]
+
+    def _gather(self, tensors, name):
+        entry = self.ledger.entry(name)
+        (tensor,) = entry.start([_movable(tensors[0])])
+        result = self._allgather(tensor, name)
+        entry.finish([result], _bytes(tensor) * (self.size - 1))
+        return [_moved(result, tensors[0].dtype)]
+
+    def _exchange(self, tensors, name):
+        entry = self.ledger.entry(name)
+        tensor, splits = entry.start([_movable(tensors[0]), tensors[1]])
+        result = self._alltoall(tensor, splits, name)
+        rows = tf.cast(tf.reduce_sum(splits), tf.int64)
+        away = rows - tf.cast(splits[self.rank], tf.int64)
+        entry.finish([result], _bytes(tensor) * away // tf.maximum(rows, 1))
+        return [_moved(result, tensors[0].dtype)]
+
+    def _spread(self, tensors, name, root):
+        entry = self.ledger.entry(name)
+        started = entry.start([_movable(tensor) for tensor in tensors])
+        results = [self._broadcast(tensor, root, f"{name}.{i}") for i, tensor in enumerate(started)]
+        # A binomial tree: the root sends to log2(size) others, who pass it on.
+        sends = math.ceil(math.log2(self.size)) if self.rank == root else 0
+        entry.finish(results, sum(map(_bytes, started)) * sends)
+        moved = [_moved(r, t.dtype) for r, t in zip(results, tensors, strict=True)]
+        for result, tensor in zip(moved, tensors, strict=True):
+            result.set_shape(tensor.shape)
+        return moved
+
+    def _run(self, method: str, tensors: list[tf.Tensor], name: str, **options) -> list[tf.Tensor]:
+        """Calls `method` in a graph: eager operations of the engine ignore their names."""
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"`name` must look like 'hvdext.<purpose>.<detail>'. Received: name={name!r}.")
+        call = functools.partial(getattr(self, method), name=name, **options)
+        if not tf.executing_eagerly():
+            return call(tensors)
+        key = (method, name, *sorted(options.items()))
+        with self._functions_lock:
+            if key not in self._functions:
+                self._functions[key] = tf.function(call, reduce_retracing=True, autograph=False)
+        return self._functions[key](tensors)
+
+
+class SoloComm(Communicator):
+    """One process on its own: every exchange gives back what went in."""
+
+    def __init__(self) -> None:
+        super().__init__(rank=0, ranks=[0], ledger=Ledger())
+
+    def subset(self, process_set: ProcessSet) -> Communicator:
+        """As in `Communicator`."""
+        process_set.place_of(0)
+        return self
+
+
+class HorovodComm(Communicator):
+    """The ranks that a launcher started, joined by Horovod.
+
+    Make it once per process, after `horovod.tensorflow.init()`; `hvdext.init()` does both.
+    """
+
+    def __init__(self, process_set: ProcessSet | None = None, ledger: Ledger | None = None):
+        from horovod.common import process_sets as engine_sets
+        from horovod.tensorflow import mpi_ops
+
+        self._ops = mpi_ops
+        if process_set is None:
+            self._engine_set = engine_sets.global_process_set
+            ranks: Sequence[int] = range(mpi_ops.size())
+        else:
+            self._engine_set = _engine_set(process_set, mpi_ops, engine_sets)
+            ranks = process_set.ranks
+        ranks = tuple(ranks)
+        super().__init__(ranks.index(mpi_ops.rank()), ranks, ledger or Ledger())
+        self._subsets: dict[tuple[int, ...], HorovodComm] = {}
+
+    def subset(self, process_set: ProcessSet) -> Communicator:
+        """As in `Communicator`."""
+        process_set.place_of(self._ops.rank())
+        if process_set.ranks == self.ranks:
+            return self
+        if process_set.ranks not in self._subsets:
+            self._subsets[process_set.ranks] = HorovodComm(process_set, self.ledger)
+        return self._subsets[process_set.ranks]
+
+    def _allreduce(self, tensors, name, prescale, postscale):
+        options = {
+            "op": self._ops.Sum,
+            "ignore_name_scope": True,
+            "process_set": self._engine_set,
+        }
+        # The engine holds its factors in float32. Where that is not exact enough, scale here.
+        inside = tensors[0].dtype != tf.float64 or (
+            np.float32(prescale) == prescale and np.float32(postscale) == postscale
+        )
+        if inside:
+            options |= {"prescale_factor": prescale, "postscale_factor": postscale}
+        else:
+            tensors = [_scaled(tensor, prescale) for tensor in tensors]
+        if len(tensors) == 1:
+            results = [self._ops._allreduce(tensors[0], name=name, **options)]
+        else:
+            results = self._ops._grouped_allreduce(tensors, name=name, **options)
+        return results if inside else [_scaled(result, postscale) for result in results]
+
+    def _allgather(self, tensor, name):
+        return self._ops.allgather(tensor, name=name, ignore_name_scope=True, process_set=self._engine_set)
+
+    def _alltoall(self, tensor, splits, name):
+        received, _ = self._ops.alltoall(
+            tensor, splits=splits, name=name, ignore_name_scope=True, process_set=self._engine_set
+        )
+        return received
+
+    def _broadcast(self, tensor, root, name):
+        return self._ops.broadcast(
+            tensor,
+            self.ranks[root],
+            name=name,
+            ignore_name_scope=True,
+            process_set=self._engine_set,
+        )
+
+
+def _engine_set(process_set, mpi_ops, engine_sets):
+    """Horovod's own object for the set with these ranks; it must have been registered."""
+    known = mpi_ops._basics._get_process_set_ids_and_ranks()
+    for number, ranks in known.items():
+        if tuple(sorted(ranks)) == process_set.ranks:
+            return engine_sets._temp_process_set_object(number)
+    raise ValueError(
+        "`process_set` must be registered: pass it to `hvd.init(process_sets=[...])` or to "
+        f"`hvd.add_process_set()`. Received: {process_set}; registered: {sorted(known.values())}."
+    )
+
+
+# -- which communicator this process (or thread) uses -------------------------------------------------
+
+_process_comm: Communicator | None = None
+_thread = threading.local()
+
+
+def current() -> Communicator:
+    """The communicator that `hvd.init()` made for this process.
+
+    Raises:
+        RuntimeError: if `hvd.init()` has not been called.
+    """
+    comm = getattr(_thread, "comm", None) or _process_comm
+    if comm is None:
+        raise RuntimeError(
+            "hvdext has not been initialised: call `hvd.init()` at the top of the script, before "
+            "anything that trains, shards or broadcasts."
+        )
+    return comm
+
+
+def set_process_comm(comm: Communicator | None) -> None:
+    """Makes `comm` what `current()` returns in this process."""
+    global _process_comm
+    _process_comm = comm
+
+
+class use:
+    """Context in which `current()` returns `comm` in this thread."""
+
+    def __init__(self, comm: Communicator):
+        self._comm = comm
+
+    def __enter__(self) -> Communicator:
+        self._outer = getattr(_thread, "comm", None)
+        _thread.comm = self._comm
+        return self._comm
+
+    def __exit__(self, *exc_info) -> None:
+        _thread.comm = self._outer
+
+
+def launched() -> bool:
+    """True if a launcher (horovodrun, mpirun, srun, ...) started this process as one of several."""
+    return any(variable in os.environ for variable in _LAUNCHER_VARIABLES)
+
+
+_LAUNCHER_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
+
+
+# -- tensors on the way -------------------------------------------------------------------------------
+
+
+def _scaled(tensor: tf.Tensor, factor: float) -> tf.Tensor:
+    return tensor if factor == 1.0 else tensor * tf.cast(factor, tensor.dtype)
+
+
+def _bytes(tensor: tf.Tensor) -> tf.Tensor:
+    return tf.size(tensor, out_type=tf.int64) * tensor.dtype.size
+
+
+def _movable(tensor: tf.Tensor) -> tf.Tensor:
+    """`tensor` in a type the engine moves; others as their bytes, along a new last axis."""
+    return tensor if tensor.dtype in _MOVABLE else tf.bitcast(tensor, tf.uint8)
+
+
+def _moved(tensor: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
+    return tensor if tensor.dtype == dtype else tf.bitcast(tensor, dtype)

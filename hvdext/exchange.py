@@ -1,0 +1,313 @@
+"""The gradient exchange: what leaves this rank, how it is combined, what comes back."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from hvdext import agreement, fusion
+from hvdext.adasum import adasum
+from hvdext.comm import Communicator, current
+from hvdext.compression import Compression, allreduce_fp16
+from hvdext.process_sets import ProcessSet
+from hvdext.selection import Select, check_select, path_of, selected
+
+
+class ReduceOp(enum.Enum):
+    """How the ranks' gradients become one.
+
+    AVERAGE: their mean. SUM: their sum. ADASUM: adaptive summation, between the two, see
+    `hvdext.adasum`; needs a power-of-two number of ranks.
+    """
+
+    AVERAGE = "Average"
+    SUM = "Sum"
+    ADASUM = "Adasum"
+
+
+class GradientExchange:
+    """Combines gradients over the ranks.
+
+    Dense gradients travel in buckets (`hvdext.fusion`), sparse ones (`tf.IndexedSlices`) are gathered, so
+    that the optimizer sees the slices of all ranks as it would see those of one large batch. Gradients of
+    variables that are not selected stay local.
+
+    With one rank everything comes back as it is.
+
+    Args:
+        name: part of the collectives' names; the same on all ranks, different for exchanges that may
+            run at the same time.
+        op: a `ReduceOp`.
+        compression: a `Compression`.
+        sparse_as_dense: sum sparse gradients as dense tensors.
+        gradient_predivide_factor: with Average, divide by it before the sum and by size / factor after.
+        groups: a number of buckets, or lists of variables that travel together; None: by bytes.
+        process_set: the ranks to combine over; None: all.
+        select: which variables are exchanged; see `hvdext.selection`.
+        scale_local_gradients: divide the gradients that stay local by the number of ranks, so that
+            their updates keep pace with averaged ones.
+        device_dense: TensorFlow device for the exchange of dense gradients; "": where they are.
+        device_sparse: the same for sparse ones.
+
+    Raises:
+        TypeError, ValueError: if an argument breaks its rule.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        op: ReduceOp = ReduceOp.AVERAGE,
+        compression: Compression = Compression.none,
+        sparse_as_dense: bool = False,
+        gradient_predivide_factor: float = 1.0,
+        groups: int | Sequence[Sequence] | None = None,
+        process_set: ProcessSet | None = None,
+        select: Select = None,
+        scale_local_gradients: bool = True,
+        device_dense: str = "",
+        device_sparse: str = "",
+    ):
+        _check_arguments(op, compression, gradient_predivide_factor, groups, process_set)
+        check_select(select)
+        self.name = re.sub(r"[^A-Za-z0-9_-]", "_", name)
+        self._op = op
+        self._compression = compression
+        self._sparse_as_dense = sparse_as_dense
+        self._predivide = float(gradient_predivide_factor)
+        self._groups = groups
+        self._process_set = process_set
+        self._select = select
+        self._scale_local = scale_local_gradients
+        self._device_dense = device_dense
+        self._device_sparse = device_sparse
+        self._local: list = []
+
+    def register_local_var(self, variable) -> None:
+        """Keeps the gradient of `variable` local from now on. Call it before the first step."""
+        self._local.append(variable)
+
+    def comm(self) -> Communicator:
+        """The ranks this exchange combines over.
+
+        Raises:
+            RuntimeError: before `hvd.init()`.
+            ValueError: if this rank is not in `process_set`, or Adasum gets a number of ranks that is
+                not a power of two.
+        """
+        comm = current()
+        if self._process_set is not None:
+            comm = comm.subset(self._process_set)
+        if self._op is ReduceOp.ADASUM and comm.size & (comm.size - 1):
+            raise ValueError(
+                f"`op=Adasum` needs a power-of-two number of ranks. Received: {comm.size} ranks."
+            )
+        return comm
+
+    def agree(self, subject: str, gradients, variables, settings: dict[str, object]) -> None:
+        """Compares variables, kinds of gradients and settings over the ranks; see `agreement.check`."""
+        facts: dict[str, object] = {
+            "exchange name": self.name,
+            "op": self._op.value,
+            "compression": self._compression.value,
+            "sparse_as_dense": self._sparse_as_dense,
+            "gradient_predivide_factor": self._predivide,
+            "scale_local_gradients": self._scale_local,
+            "number of variables": len(variables),
+        }
+        problem = None
+        try:
+            facts |= self._gradient_facts(gradients, variables)
+        except ValueError as error:  # told to the other ranks first, who would wait for this one
+            problem = error
+            facts["error"] = str(error)
+        agreement.check(self.comm(), subject, facts | settings)
+        if problem is not None:
+            raise problem
+
+    def _gradient_facts(self, gradients, variables):
+        shared = self.is_shared(variables)
+        facts = {
+            f"variable {i}": f"{path_of(v)} {tuple(v.shape)} {tf.as_dtype(v.dtype).name}, "
+            f"{_kind(g)} gradient, {'exchanged' if s else 'local'}"
+            for i, (g, v, s) in enumerate(zip(gradients, variables, shared, strict=True))
+        }
+        facts["buckets"] = self._buckets(self._dense_indices(gradients, variables), variables)
+        return facts
+
+    def is_shared(self, variables: Sequence) -> list[bool]:
+        """Says of each of `variables` whether its gradient is exchanged.
+
+        Raises:
+            ValueError: if a pattern matches none of them.
+        """
+        local = {_key(variable) for variable in self._local}
+        chosen = selected(variables, self._select)
+        return [c and _key(v) not in local for c, v in zip(chosen, variables, strict=True)]
+
+    def combine(self, gradients: Sequence, variables: Sequence) -> list:
+        """Returns what every rank applies: one gradient per variable, None where there was none.
+
+        Call it on every rank of the exchange, with gradients of the same kinds and shapes.
+
+        Args:
+            gradients: `tf.Tensor`, `tf.IndexedSlices` or None, one per variable.
+            variables: the variables they belong to.
+        """
+        comm = self.comm()
+        result: list[Any] = list(gradients)
+        if comm.size == 1:
+            return result
+        shared = self.is_shared(variables)
+        dense = self._dense_indices(gradients, variables)
+        for i, gradient in enumerate(gradients):
+            if gradient is None:
+                continue
+            if not shared[i]:
+                if self._scale_local:
+                    result[i] = map_gradient(lambda g: g / comm.size, gradient)
+            elif is_overwritten(variables[i]):
+                result[i] = self._maximum(comm, gradient, i)
+            elif i not in dense:
+                result[i] = self._gather(comm, gradient, i)
+        with tf.device(self._device_dense or None):
+            for number, members in enumerate(self._buckets(dense, variables)):
+                tensors = [_dense(gradients[i], variables[i]) for i in members]
+                combined = self._reduce(comm, tensors, f"hvdext.grad.{self.name}.{number}")
+                for i, tensor in zip(members, combined, strict=True):
+                    result[i] = tensor
+        return result
+
+    def _reduce(self, comm, tensors, name):
+        if self._op is ReduceOp.ADASUM:
+            return adasum(comm, tensors, name)
+        before, after = 1.0, 1.0
+        if self._op is ReduceOp.AVERAGE:
+            before, after = 1 / self._predivide, self._predivide / comm.size
+        dtype = tensors[0].dtype
+        # The engine's own float16 sum is slow and rounds every partial sum to float16.
+        half = dtype == tf.float16 or (self._compression is Compression.fp16 and dtype.size > 2)
+        reduce = allreduce_fp16 if half else type(comm).allreduce
+        return reduce(comm, tensors, name, prescale=before, postscale=after)
+
+    def _gather(self, comm, slices, index):
+        name = f"hvdext.grad.{self.name}.sparse{index}"
+        values = slices.values
+        with tf.device(self._device_sparse or None):
+            wire = tf.float16 if self._compression is Compression.fp16 else values.dtype
+            values = tf.cast(comm.allgather(tf.cast(values, wire), f"{name}.values"), values.dtype)
+            indices = comm.allgather(slices.indices, f"{name}.indices")
+            if self._op is ReduceOp.AVERAGE:
+                values = values / comm.size
+        return tf.IndexedSlices(values, indices, slices.dense_shape)
+
+    def _maximum(self, comm, gradient, index):
+        # float8 training writes scales and amax histories through "gradients": one process with the
+        # whole batch would have seen the largest, as Keras' own accumulation does.
+        everyone = comm.allgather(gradient[tf.newaxis], f"hvdext.grad.{self.name}.maximum{index}")
+        return tf.ensure_shape(tf.reduce_max(everyone, axis=0), gradient.shape)
+
+    def _dense_indices(self, gradients, variables):
+        shared = self.is_shared(variables)
+        sparse = [isinstance(g, tf.IndexedSlices) and not self._sparse_as_dense for g in gradients]
+        if self._op is ReduceOp.ADASUM and any(
+            is_sparse and is_shared for is_sparse, is_shared in zip(sparse, shared, strict=True)
+        ):
+            raise ValueError(
+                "`op=Adasum` is defined for dense gradients: pass `sparse_as_dense=True`. Received: "
+                f"a sparse gradient for {path_of(variables[sparse.index(True)])!r}."
+            )
+        return [
+            i
+            for i, g in enumerate(gradients)
+            if g is not None and shared[i] and not sparse[i] and not is_overwritten(variables[i])
+        ]
+
+    def _buckets(self, dense, variables):
+        """Which dense gradients travel together, as lists of indices into all gradients."""
+        picked = [variables[i] for i in dense]
+        kinds = [tf.as_dtype(v.dtype).name for v in picked]
+        if self._groups is None:
+            sizes = [tf.TensorShape(v.shape).num_elements() * _item_bytes(v) for v in picked]
+            lists = fusion.buckets(sizes, kinds)
+        elif isinstance(self._groups, int):
+            lists = fusion.grouped(len(dense), kinds, self._groups)
+        else:
+            place = {_key(v): i for i, v in enumerate(picked)}
+            named = [[place[_key(v)] for v in g if _key(v) in place] for g in self._groups]
+            lists = fusion.grouped(len(dense), kinds, [group for group in named if group])
+        return [[dense[i] for i in members] for members in lists]
+
+
+def map_gradient(function, gradient):
+    """Applies `function` to a gradient's numbers: the tensor, the slices' values, or nothing."""
+    if gradient is None:
+        return None
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(function(gradient.values), gradient.indices, gradient.dense_shape)
+    return function(gradient)
+
+
+def is_overwritten(variable) -> bool:
+    """True for variables whose "gradient" is their next value (Keras' float8 scales)."""
+    return bool(getattr(variable, "overwrite_with_gradient", False))
+
+
+def _check_arguments(op, compression, predivide, groups, process_set):
+    if not isinstance(op, ReduceOp):
+        raise ValueError(f"`op` must be hvd.Average, hvd.Sum or hvd.Adasum. Received: op={op!r}.")
+    if not isinstance(compression, Compression):
+        raise ValueError(
+            "`compression` must be hvd.Compression.none or hvd.Compression.fp16. "
+            f"Received: compression={compression!r}."
+        )
+    if op is ReduceOp.ADASUM and compression is not Compression.none:
+        raise ValueError(
+            f"`compression` must be hvd.Compression.none with op=Adasum. Received: compression={compression}."
+        )
+    if not isinstance(predivide, (int, float)) or not predivide > 0:
+        raise ValueError(
+            "`gradient_predivide_factor` must be a positive number. "
+            f"Received: gradient_predivide_factor={predivide!r}."
+        )
+    if predivide != 1 and op is not ReduceOp.AVERAGE:
+        raise ValueError(
+            "`gradient_predivide_factor` needs op=Average. "
+            f"Received: gradient_predivide_factor={predivide} with op={op.value}."
+        )
+    is_number = isinstance(groups, int) and not isinstance(groups, bool) and groups >= 1
+    is_lists = isinstance(groups, (list, tuple)) and all(isinstance(group, (list, tuple)) for group in groups)
+    if groups is not None and not is_number and not is_lists:
+        raise ValueError(
+            "`groups` must be a positive number of groups or a list of lists of variables. "
+            f"Received: groups={groups!r}."
+        )
+    if process_set is not None and not isinstance(process_set, ProcessSet):
+        raise TypeError(f"`process_set` must be a hvd.ProcessSet. Received: process_set={process_set!r}.")
+
+
+def _key(variable):
+    """Keras variables hold a TensorFlow variable; either may be handed in for the other."""
+    return id(getattr(variable, "value", variable)) if _is_keras(variable) else id(variable)
+
+
+def _is_keras(variable):
+    return hasattr(variable, "path")
+
+
+def _item_bytes(variable):
+    return tf.as_dtype(variable.dtype).size
+
+
+def _kind(gradient):
+    if gradient is None:
+        return "no"
+    return "sparse" if isinstance(gradient, tf.IndexedSlices) else "dense"
+
+
+def _dense(gradient, variable):
+    return tf.ensure_shape(tf.convert_to_tensor(gradient), variable.shape)

@@ -1,0 +1,379 @@
+"""`DistributedOptimizer`: a Keras 3 optimizer whose gradients are combined over the ranks.
+
+Keras calls `optimizer.apply(gradients, variables)` in `model.fit`, `train_on_batch` and custom loops alike.
+`DistributedOptimizer` puts a hook in front of that one method of the optimizer it is given, and leaves
+the optimizer what it is: a model saved with it names the plain Keras class and holds its state, and opens
+where hvdext is not installed.
+
+    loss scale removed -> accumulated over micro-batches -> combined over ranks -> Keras' own apply:
+    clipped, decayed, applied, averaged (EMA)
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+from keras.optimizers import LossScaleOptimizer, MultiOptimizer
+from tensorflow.python.ops import control_flow_util
+
+from hvdext.accumulation import Accumulator
+from hvdext.compression import Compression
+from hvdext.exchange import GradientExchange, ReduceOp, is_overwritten, map_gradient
+from hvdext.process_sets import ProcessSet
+from hvdext.selection import Select
+
+_HOOK = "_hvdext_hook"
+
+
+def DistributedOptimizer(
+    optimizer: keras.optimizers.Optimizer,
+    name: str | None = None,
+    device_dense: str = "",
+    device_sparse: str = "",
+    compression: Compression = Compression.none,
+    sparse_as_dense: bool = False,
+    gradient_predivide_factor: float = 1.0,
+    op: ReduceOp = ReduceOp.AVERAGE,
+    backward_passes_per_step: int = 1,
+    average_aggregated_gradients: bool = False,
+    num_groups: int = 0,
+    groups: int | Sequence[Sequence] | None = None,
+    process_set: ProcessSet | None = None,
+    scale_local_gradients: bool = True,
+    *,
+    select: Select = None,
+) -> keras.optimizers.Optimizer:
+    """Makes `optimizer` combine its gradients over the ranks before it applies them.
+
+    The same object comes back, with its class, variables and settings. N ranks with batch size B then
+    train as one process with batch size N*B (op=Average), for every optimizer of Keras 3.
+
+    Args:
+        optimizer: a Keras 3 optimizer. A `LossScaleOptimizer` or `MultiOptimizer` is fine; under the
+            policy `mixed_float16` Keras wraps the optimizer by itself, and all ranks skip a step
+            together when any one of them overflows.
+        name: part of the collectives' names; default: the optimizer's own name.
+        device_dense: device for the exchange of dense gradients, such as "/cpu:0"; "": where they are.
+        device_sparse: the same for sparse gradients.
+        compression: `hvd.Compression.none` or `hvd.Compression.fp16`.
+        sparse_as_dense: sum sparse gradients as dense tensors instead of gathering their slices. Less
+            to send where most rows are touched; optimizers that are not linear in repeated rows then
+            differ from one process with the whole batch.
+        gradient_predivide_factor: with op=Average, gradients are divided by it before the sum and
+            multiplied by `factor / size` after it.
+        op: `hvd.Average`, `hvd.Sum` or `hvd.Adasum` (dense gradients, power-of-two ranks).
+        backward_passes_per_step: micro-batches whose gradients are added up locally before one exchange
+            and one update, at least 1. `iterations`, schedules, EMA and weight decay advance once per
+            update.
+        average_aggregated_gradients: divide what was added up by `backward_passes_per_step`.
+        num_groups: Horovod's old name for a number in `groups`; 0: unset.
+        groups: number of buckets for the dense gradients, or lists of variables that travel together;
+            None: by bytes, in the order in which backward produces them.
+        process_set: a `hvd.ProcessSet` this rank belongs to; None: all ranks.
+        scale_local_gradients: divide gradients that stay local by the number of ranks (Horovod's rule:
+            it makes the update equal that of one process whose loss is the mean over the ranks).
+        select: which variables are exchanged: a pattern on variable paths such as `"*/kernel"`, a list
+            of patterns, or a function of a variable. The others stay local, as do those given to
+            `optimizer.register_local_var(variable)`. None: all.
+
+    Returns:
+        `optimizer`.
+
+    Raises:
+        TypeError, ValueError: if an argument breaks its rule; the message names argument, rule and the
+            value received. At the first step, on every rank alike: if the ranks' models or settings
+            differ, a pattern matches nothing or this rank is not in `process_set`.
+        RuntimeError: at the first step, if `hvd.init()` has not been called or the model is compiled
+            with `jit_compile=True`.
+    """
+    _check_optimizer(optimizer)
+    _check_passes(backward_passes_per_step)
+    if num_groups:
+        warnings.warn("`num_groups` is Horovod's old name for `groups`.", stacklevel=2)
+        groups = num_groups if groups is None else groups
+    target = _innermost(optimizer)
+    _check_accumulates_once(target, backward_passes_per_step)
+    exchange = GradientExchange(
+        name or target.name,
+        op=op,
+        compression=compression,
+        sparse_as_dense=sparse_as_dense,
+        gradient_predivide_factor=gradient_predivide_factor,
+        groups=groups,
+        process_set=process_set,
+        select=select,
+        scale_local_gradients=scale_local_gradients,
+        device_dense=device_dense,
+        device_sparse=device_sparse,
+    )
+    accumulator = None
+    if backward_passes_per_step > 1:
+        accumulator = Accumulator(backward_passes_per_step, average_aggregated_gradients)
+    hook = ApplyHook(target, exchange, accumulator)
+    setattr(target, _HOOK, hook)
+    target.apply = hook.apply
+    target.register_local_var = exchange.register_local_var
+    if target is not optimizer:
+        optimizer.register_local_var = exchange.register_local_var
+    return optimizer
+
+
+def hook_of(optimizer) -> ApplyHook | None:
+    """The hook that `DistributedOptimizer` put into `optimizer`, None for a plain optimizer."""
+    return getattr(_innermost(optimizer), _HOOK, None)
+
+
+def build(optimizer: keras.optimizers.Optimizer, variables: Sequence) -> None:
+    """Gives `optimizer` its variables, named as Keras names them, unless it has them."""
+    if not optimizer.built:
+        with keras.name_scope(optimizer.name, caller=optimizer):
+            optimizer.build(list(variables))
+
+
+class ApplyHook:
+    """Stands in front of one optimizer's `apply`: decides whether, and hands on to who does what."""
+
+    def __init__(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        exchange: GradientExchange,
+        accumulator: Accumulator | None,
+    ):
+        self._optimizer = optimizer
+        self._exchange = exchange
+        self._accumulator = accumulator
+        self._plain_apply = optimizer.apply
+        self._ready = False
+        self.is_combined = False  # True while Keras' own apply works on combined gradients
+        if optimizer.gradient_accumulation_steps:
+            self._plain_clip = optimizer._clip_gradients
+            optimizer._clip_gradients = self._combine_and_clip
+
+    def apply(self, gradients, trainable_variables=None) -> None:
+        """The optimizer's `apply` from now on."""
+        if self.is_combined:
+            self._plain_apply(gradients, trainable_variables)
+        else:
+            self.step(self._optimizer, gradients, trainable_variables)
+
+    def step(self, outer, gradients, trainable_variables=None) -> None:
+        """One micro-batch: combines and applies its gradients, or keeps them until a cycle is full.
+
+        Args:
+            outer: the optimizer that Keras called: the hooked one, or the `LossScaleOptimizer` around it.
+            gradients: scaled gradients, one per variable.
+            trainable_variables: as in Keras' `apply`.
+        """
+        gradients = list(gradients)
+        if not gradients:
+            return
+        variables = _built_variables(outer, trainable_variables)
+        _refuse_xla()
+        if not self._ready:
+            self._prepare(outer, gradients, variables)
+        if self._optimizer.gradient_accumulation_steps:
+            self._accumulate_in_keras(gradients, variables)
+            return
+        scale = _loss_scale(outer)
+        gradients = _times(gradients, 1 / scale)
+        if self._accumulator is None:
+            self._update(outer, gradients, variables, scale)
+            return
+        # The condition counts steps, so all ranks enter the exchange together.
+        full = self._accumulator.add(gradients, variables, [is_overwritten(v) for v in variables])
+        tf.cond(
+            full,
+            lambda: self._update(outer, self._accumulator.take(), variables, scale),
+            lambda: tf.constant(False),
+        )
+
+    def _update(self, outer, gradients, variables, scale):
+        """Combines gradients over the ranks and lets Keras do the rest."""
+        combined = self._exchange.combine(gradients, variables)
+        if isinstance(outer, LossScaleOptimizer):
+            combined = self._spread_overflow(gradients, combined, variables)
+        self.is_combined = True
+        try:
+            outer.apply(_times(combined, scale), variables)  # Keras removes the scale again
+        finally:
+            self.is_combined = False
+        return tf.constant(True)
+
+    def _spread_overflow(self, gradients, combined, variables):
+        """Makes all ranks skip when a gradient that stays local overflows on any of them.
+
+        Combined gradients carry an infinity or NaN to every rank by themselves.
+        """
+        comm = self._exchange.comm()
+        shared = self._exchange.is_shared(variables)
+        local = [g for g, s in zip(gradients, shared, strict=True) if g is not None and not s]
+        if comm.size == 1 or not local:
+            return combined
+        finite = [tf.reduce_all(tf.math.is_finite(_values(gradient))) for gradient in local]
+        name = f"hvdext.grad.{self._exchange.name}.finite"
+        (ranks,) = comm.allreduce([tf.cast(tf.reduce_all(finite), tf.float32)], name)
+        poison = tf.where(ranks == comm.size, 0.0, float("nan"))
+        first = next(i for i, gradient in enumerate(combined) if gradient is not None)
+        poisoned = map_gradient(lambda g: g + tf.cast(poison, g.dtype), combined[first])
+        return [*combined[:first], poisoned, *combined[first + 1 :]]
+
+    def _accumulate_in_keras(self, gradients, variables):
+        """Keras adds up micro-batches itself; what it is about to clip and apply is combined first."""
+        self._to_clip = [v for g, v in zip(gradients, variables, strict=True) if g is not None]
+        self._plain_apply(gradients, variables)
+
+    def _combine_and_clip(self, gradients):
+        return self._plain_clip(self._exchange.combine(gradients, self._to_clip))
+
+    def _prepare(self, outer, gradients, variables):
+        """Before the first step: everything that must hold on all ranks before they exchange numbers."""
+        _check_keras_accumulation(outer, self._optimizer, variables)
+        accumulator = self._accumulator
+        with tf.init_scope():  # eagerly, also while Keras traces its training step
+            settings = {
+                "optimizer": type(outer).__name__,
+                "configuration": _plain_settings(self._optimizer.get_config()),
+                "backward_passes_per_step": accumulator.passes if accumulator else 1,
+                "average_aggregated_gradients": accumulator.average if accumulator else None,
+            }
+            subject = f"DistributedOptimizer {self._optimizer.name!r}"
+            self._exchange.agree(subject, gradients, variables, settings)
+        self._ready = True
+
+
+# -- mixed precision ----------------------------------------------------------------------------------
+
+_keras_loss_scale_apply = LossScaleOptimizer.apply
+
+
+@functools.wraps(_keras_loss_scale_apply)
+def _loss_scale_apply(self, grads, trainable_variables=None):
+    """`LossScaleOptimizer.apply`, with the exchange in front of it where the inner optimizer has one.
+
+    Keras calls the inner optimizer's `apply` within `cond("my own gradients are finite")`. An exchange in
+    there hangs as soon as one rank overflows and another does not; out here every rank takes part, and
+    all see the same finite or infinite result. `model.compile` makes its `LossScaleOptimizer` out of our
+    sight, so the hook sits on the class; without an exchange inside nothing changes.
+    """
+    hook = hook_of(self)
+    if hook is None or hook.is_combined:
+        _keras_loss_scale_apply(self, grads, trainable_variables)
+    else:
+        hook.step(self, grads, trainable_variables)
+
+
+LossScaleOptimizer.apply = _loss_scale_apply
+
+
+def _loss_scale(outer):
+    """What the loss was multiplied by: a float32 scalar tensor or a number."""
+    if isinstance(outer, LossScaleOptimizer):
+        return tf.convert_to_tensor(outer.dynamic_scale)
+    return outer.loss_scale_factor or 1
+
+
+def _times(gradients, factor):
+    if isinstance(factor, (int, float)) and factor == 1:
+        return gradients
+    return [map_gradient(lambda g: g * tf.cast(factor, g.dtype), g) for g in gradients]
+
+
+def _values(gradient):
+    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+
+
+# -- helpers ------------------------------------------------------------------------------------------
+
+
+def _innermost(optimizer):
+    return optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
+
+
+def _built_variables(outer, trainable_variables):
+    if trainable_variables is None:
+        return list(outer._trainable_variables)
+    variables = list(trainable_variables)
+    build(outer, variables)
+    return variables
+
+
+def _plain_settings(config):
+    """The part of a Keras configuration that must agree and can be compared.
+
+    Names count up per process, a learning rate may come from a checkpoint that only the root has read
+    (it is a variable, and broadcast), and functions print their address.
+    """
+    if isinstance(config, dict):
+        skipped = ("name", "learning_rate")
+        return {
+            key: _plain_settings(value)
+            for key, value in config.items()
+            if key not in skipped or isinstance(value, dict)
+        }
+    return config if isinstance(config, (str, int, float, bool, type(None))) else type(config)
+
+
+def _refuse_xla():
+    graph = tf.compat.v1.get_default_graph()
+    if not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(graph):
+        raise RuntimeError(
+            "`jit_compile` must be False with a DistributedOptimizer: XLA cannot compile the engine's "
+            "collectives. Received: jit_compile=True; pass `model.compile(..., jit_compile=False)`."
+        )
+
+
+def _check_optimizer(optimizer):
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TypeError(
+            "`optimizer` must be a Keras 3 optimizer, such as keras.optimizers.Adam(). "
+            f"Received: {optimizer!r} of type {type(optimizer).__module__}.{type(optimizer).__name__}."
+        )
+    if hook_of(optimizer) is not None:
+        raise ValueError(
+            "`optimizer` must not be distributed already: its gradients would be combined twice. "
+            f"Received: {optimizer.name!r}, which hvd.DistributedOptimizer has been given before."
+        )
+
+
+def _check_passes(passes):
+    if not isinstance(passes, int) or isinstance(passes, bool) or passes < 1:
+        raise ValueError(
+            "`backward_passes_per_step` must be an integer of at least 1. "
+            f"Received: backward_passes_per_step={passes!r}."
+        )
+
+
+def _check_accumulates_once(target, passes):
+    if passes > 1 and target.gradient_accumulation_steps:
+        raise ValueError(
+            "`backward_passes_per_step` must be 1 for an optimizer that accumulates by itself. Received: "
+            f"backward_passes_per_step={passes} and an optimizer with "
+            f"gradient_accumulation_steps={target.gradient_accumulation_steps}."
+        )
+    inner = target.optimizers if isinstance(target, MultiOptimizer) else []
+    for optimizer in inner:
+        if optimizer.gradient_accumulation_steps:
+            raise ValueError(
+                "`gradient_accumulation_steps` must be None inside a MultiOptimizer: use "
+                "`backward_passes_per_step`. Received: gradient_accumulation_steps="
+                f"{optimizer.gradient_accumulation_steps} on {optimizer.name!r}."
+            )
+
+
+def _check_keras_accumulation(outer, target, variables):
+    """Refuses what Keras' own accumulation cannot do alike on all ranks."""
+    steps = target.gradient_accumulation_steps
+    if not steps:
+        return
+    overwritten = [v.path for v in variables if is_overwritten(v)]
+    if isinstance(outer, LossScaleOptimizer) or overwritten:
+        what = f"float8 variables {overwritten}" if overwritten else "a LossScaleOptimizer"
+        raise ValueError(
+            "`gradient_accumulation_steps` must be None with loss scaling or float8 layers, where ranks "
+            "would fall out of step: use `backward_passes_per_step`. Received: "
+            f"gradient_accumulation_steps={steps} with {what}."
+        )

@@ -1,0 +1,68 @@
+"""Which variables: patterns on their paths, or a predicate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+
+Select = str | Sequence[str] | Callable[[object], bool] | None
+
+
+def path_of(variable) -> str:
+    """A Keras variable's path (`dense/kernel`), or a TensorFlow variable's name."""
+    return getattr(variable, "path", None) or variable.name
+
+
+def selected(variables: Sequence, select: Select, argument: str = "select") -> list[bool]:
+    """Says of each of `variables` whether it is selected.
+
+    Args:
+        variables: Keras or TensorFlow variables.
+        select: None for all; a shell-style pattern or a list of them, matched against the whole path
+            (`"*/kernel"`; a variable is selected if any pattern matches); or a function that takes a
+            variable and returns a bool.
+        argument: the caller's name for `select`, for the message.
+
+    Raises:
+        ValueError: if a pattern, or the function, selects nothing.
+    """
+    if select is None:
+        return [True] * len(variables)
+    paths = [path_of(variable) for variable in variables]
+    if callable(select):
+        chosen = [bool(select(variable)) for variable in variables]
+        _require_any(chosen, argument, getattr(select, "__name__", select), paths)
+        return chosen
+    chosen = [False] * len(variables)
+    for pattern in [select] if isinstance(select, str) else select:
+        matches = [fnmatchcase(path, pattern) for path in paths]
+        _require_any(matches, argument, pattern, paths)
+        chosen = [a or b for a, b in zip(chosen, matches, strict=True)]
+    return chosen
+
+
+def check_select(select: Select, argument: str = "select") -> None:
+    """Refuses what can never be a selection, before there are variables to try it on.
+
+    Raises:
+        TypeError: if `select` is neither None, a pattern, patterns nor a function.
+        ValueError: if it is an empty list of patterns.
+    """
+    if select is None or isinstance(select, str) or callable(select):
+        return
+    if isinstance(select, (list, tuple)) and all(isinstance(item, str) for item in select):
+        if select:
+            return
+        raise ValueError(f"`{argument}` must hold at least one pattern. Received: {select!r}.")
+    raise TypeError(
+        f"`{argument}` must be a pattern, a list of patterns or a function of a variable. "
+        f"Received: {argument}={select!r}."
+    )
+
+
+def _require_any(matches: list[bool], argument: str, received: object, paths: list[str]) -> None:
+    if not any(matches):
+        raise ValueError(
+            f"`{argument}` must match at least one trainable variable. "
+            f"Received: {received!r}, which matches none of {paths}."
+        )

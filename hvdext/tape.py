@@ -1,0 +1,123 @@
+"""`DistributedGradientTape`: the gradient exchange for custom loops without an optimizer hook."""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from hvdext.compression import Compression
+from hvdext.exchange import GradientExchange, ReduceOp
+from hvdext.process_sets import ProcessSet
+from hvdext.selection import Select, path_of
+
+# Which exchanges each job has compared over its ranks already.
+_agreed: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+class DistributedGradientTape:
+    """A `tf.GradientTape` whose `gradient()` returns gradients combined over the ranks.
+
+    Use it instead of `DistributedOptimizer`, not with it: gradients would be combined twice.
+
+        with hvd.DistributedGradientTape(tf.GradientTape()) as tape:
+            loss = loss_fn(y, model(x, training=True))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply(gradients, model.trainable_variables)
+
+    Args:
+        gradtape: the tape to record with.
+        device_dense, device_sparse, compression, sparse_as_dense, op, gradient_predivide_factor, groups,
+        process_set, scale_local_gradients, select: as for `hvd.DistributedOptimizer`.
+        num_groups: Horovod's old name for a number in `groups`; 0: unset.
+
+    Everything else a tape has (`watch`, `stop_recording`, `jacobian`, ...) is the recording tape's own,
+    and local.
+    """
+
+    def __init__(
+        self,
+        gradtape: tf.GradientTape,
+        device_dense: str = "",
+        device_sparse: str = "",
+        compression: Compression = Compression.none,
+        sparse_as_dense: bool = False,
+        op: ReduceOp = ReduceOp.AVERAGE,
+        gradient_predivide_factor: float = 1.0,
+        num_groups: int = 0,
+        groups: int | Sequence[Sequence] | None = None,
+        process_set: ProcessSet | None = None,
+        scale_local_gradients: bool = True,
+        *,
+        select: Select = None,
+    ):
+        if not isinstance(gradtape, tf.GradientTape):
+            raise TypeError(f"`gradtape` must be a tf.GradientTape. Received: {gradtape!r}.")
+        self._tape = gradtape
+        self._local: list = []
+        self._options: dict[str, Any] = {
+            "op": op,
+            "compression": compression,
+            "sparse_as_dense": sparse_as_dense,
+            "gradient_predivide_factor": gradient_predivide_factor,
+            "groups": groups if groups is not None else num_groups or None,
+            "process_set": process_set,
+            "scale_local_gradients": scale_local_gradients,
+            "device_dense": device_dense,
+            "device_sparse": device_sparse,
+            "select": select,
+        }
+        GradientExchange("checked", **self._options)  # complain where the tape is made
+
+    def __enter__(self) -> DistributedGradientTape:
+        self._tape.__enter__()
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self._tape.__exit__(*exc_info)
+
+    def __getattr__(self, name):
+        return getattr(self._tape, name)
+
+    def register_local_source(self, source) -> None:
+        """Keeps the gradient of the variable `source` local."""
+        self._local.append(source)
+
+    def gradient(self, target, sources, output_gradients=None):
+        """As `tf.GradientTape.gradient`, combined over the ranks.
+
+        Every rank must call it, with the same sources. The first call for a set of sources compares
+        their names, shapes and kinds over the ranks.
+
+        Raises:
+            ValueError: on every rank alike, if the ranks' sources or settings differ.
+        """
+        gradients = self._tape.gradient(target, sources, output_gradients)
+        flat_gradients = _flat(gradients, sources)
+        flat_sources = tf.nest.flatten(sources)
+        exchange = self._exchange(flat_sources)
+        agreed = _agreed.setdefault(exchange.comm().ledger, set())
+        if exchange.name not in agreed:
+            with tf.init_scope():
+                exchange.agree("DistributedGradientTape", flat_gradients, flat_sources, {})
+            agreed.add(exchange.name)
+        combined = exchange.combine(flat_gradients, flat_sources)
+        return tf.nest.pack_sequence_as(sources, combined)
+
+    def _exchange(self, sources):
+        """Named after its sources: a new tape is made for every step, the collectives stay the same."""
+        shapes = [(path_of(s), tuple(s.shape), tf.as_dtype(s.dtype).name) for s in sources]
+        digest = hashlib.sha256(repr(shapes).encode()).hexdigest()[:8]
+        exchange = GradientExchange(f"tape-{digest}", **self._options)
+        for source in self._local:
+            exchange.register_local_var(source)
+        return exchange
+
+
+def _flat(gradients, sources):
+    """One gradient per source, with `tf.IndexedSlices` kept whole and None kept in place."""
+    tf.nest.assert_same_structure(sources, gradients)
+    return tf.nest.flatten(gradients)

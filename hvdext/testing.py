@@ -1,0 +1,166 @@
+"""Several ranks as threads of one process, for tests that should not pay for processes.
+
+    def one_rank(comm):
+        return comm.allreduce([tf.constant([comm.rank])], "hvdext.demo")[0].numpy()
+
+    assert [r.item() for r in run_ranks(3, one_rank)] == [3, 3, 3]
+
+The sums, gathers and sends are real: ranks hold different values and meet in a room. Give TensorFlow
+more inter-op threads than ranks times collectives in flight before its first operation
+(`tf.config.threading.set_inter_op_parallelism_threads`), since each waiting collective holds one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from hvdext.comm import Communicator, use
+from hvdext.ledger import Ledger
+from hvdext.process_sets import ProcessSet
+
+
+class Room:
+    """Where the threads of one job meet: each brings a value and takes home everybody's.
+
+    Args:
+        timeout: seconds after which a wait ends with a `TimeoutError` that names who is missing.
+    """
+
+    def __init__(self, timeout: float = 30.0):
+        self._timeout = timeout
+        self._changed = threading.Condition()
+        self._brought: dict[tuple, dict[int, Any]] = {}
+        self._taken: dict[tuple, int] = {}
+        self._turns: dict[tuple, int] = {}
+        self._failed: int | None = None
+
+    def swap(self, name: str, rank: int, members: tuple[int, ...], value: Any) -> list:
+        """Waits until all `members` have called with this `name`; returns their values in order."""
+        with self._changed:
+            turn = self._turns.get((name, rank), 0)
+            self._turns[name, rank] = turn + 1
+            meeting = (name, members, turn)
+            brought = self._brought.setdefault(meeting, {})
+            brought[rank] = value
+            self._changed.notify_all()
+            ready = self._changed.wait_for(
+                lambda: len(brought) == len(members) or self._failed is not None, self._timeout
+            )
+            if len(brought) < len(members):
+                missing = sorted(set(members) - set(brought))
+                if self._failed is not None:
+                    raise RuntimeError(f"{name}: rank {self._failed} has failed; waiting is over")
+                assert not ready
+                raise TimeoutError(f"{name}: rank {rank} waited {self._timeout} s for ranks {missing}")
+            self._taken[meeting] = self._taken.get(meeting, 0) + 1
+            if self._taken[meeting] == len(members):
+                del self._brought[meeting], self._taken[meeting]
+            return [brought[member] for member in members]
+
+    def fail(self, rank: int) -> None:
+        """Ends every wait, now and later, because `rank` has raised."""
+        with self._changed:
+            if self._failed is None:
+                self._failed = rank
+            self._changed.notify_all()
+
+
+class ThreadComm(Communicator):
+    """One rank's view of a `Room`; see `run_ranks`."""
+
+    def __init__(self, rank: int, ranks: Sequence[int], room: Room, ledger: Ledger | None = None):
+        ranks = tuple(ranks)
+        super().__init__(ranks.index(rank), ranks, ledger or Ledger())
+        self._room = room
+        self._me = rank
+
+    def subset(self, process_set: ProcessSet) -> Communicator:
+        """As in `Communicator`."""
+        process_set.place_of(self._me)
+        return ThreadComm(self._me, process_set.ranks, self._room, self.ledger)
+
+    def _swap(self, name, value):
+        return self._room.swap(name, self._me, self.ranks, value)
+
+    def _allreduce(self, tensors, name, prescale, postscale):
+        dtype = tensors[0].dtype.as_numpy_dtype
+
+        def summed(*arrays):
+            scaled = [array * dtype(prescale) for array in arrays] if prescale != 1 else arrays
+            columns = zip(*self._swap(name, scaled), strict=True)
+            totals = [sum(column[1:], start=column[0]) for column in columns]
+            return [(t * dtype(postscale) if postscale != 1 else t).astype(dtype) for t in totals]
+
+        results = tf.numpy_function(summed, tensors, [t.dtype for t in tensors])
+        for result, tensor in zip(results, tensors, strict=True):
+            result.set_shape(tensor.shape)
+        return results
+
+    def _allgather(self, tensor, name):
+        def gathered(array):
+            return np.concatenate(self._swap(name, array))
+
+        result = tf.numpy_function(gathered, [tensor], tensor.dtype)
+        result.set_shape([None, *tensor.shape[1:]])
+        return result
+
+    def _alltoall(self, tensor, splits, name):
+        def exchanged(array, splits):
+            parts = np.split(array, np.cumsum(splits)[:-1])
+            return np.concatenate([sent[self.rank] for sent in self._swap(name, parts)])
+
+        result = tf.numpy_function(exchanged, [tensor, splits], tensor.dtype)
+        result.set_shape([None, *tensor.shape[1:]])
+        return result
+
+    def _broadcast(self, tensor, root, name):
+        result = tf.numpy_function(lambda array: self._swap(name, array)[root], [tensor], tensor.dtype)
+        result.set_shape(tensor.shape)
+        return result
+
+
+def run_ranks(size: int, target: Callable[..., Any], *args: Any, timeout: float = 60.0) -> list:
+    """Calls `target(comm, *args)` on `size` ranks at once, each a thread with a `ThreadComm`.
+
+    Within `target`, `hvdext.comm.current()` is that rank's communicator.
+
+    Args:
+        size: how many ranks, at least 1.
+        target: the ranks' program.
+        *args: handed to every rank.
+        timeout: seconds that any rank waits for another.
+
+    Returns:
+        What each rank returned, in rank order.
+
+    Raises:
+        Exception: what the first rank that failed raised; the others are woken and end too.
+    """
+    room = Room(timeout)
+    results: list[Any] = [None] * size
+    errors: list[tuple[int, BaseException]] = []
+
+    def program(rank):
+        comm = ThreadComm(rank, range(size), room)
+        try:
+            with use(comm):
+                results[rank] = target(comm, *args)
+        except BaseException as error:
+            errors.append((rank, error))
+            room.fail(rank)
+
+    threads = [threading.Thread(target=program, args=(rank,), daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        rank, error = errors[0]
+        error.add_note(f"on rank {rank} of {size}") if hasattr(error, "add_note") else None
+        raise error
+    return results

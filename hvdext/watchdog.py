@@ -1,0 +1,150 @@
+"""No collective waits for ever: after a deadline the process ends and says who is missing.
+
+The engine's own stall check tells nothing under its Gloo controller unless it was repaired, so this one
+stands on its own. A thread of each rank reads the marks that collectives leave (`hvdext.ledger`) and posts
+them on the job's notice board. When a collective has waited longer than the deadline, the thread reads
+everybody's notes, names the ranks that have not started it, and ends the process; the launcher then ends
+the others.
+"""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hvdext.board import Board
+from hvdext.ledger import Ledger
+
+EXIT_CODE = 124  # as timeout(1)
+
+
+@dataclass(frozen=True)
+class Note:
+    """What one rank has told the others.
+
+    Attributes:
+        age: seconds since it was posted.
+        progress: the rank's `Ledger.progress()` at that time.
+    """
+
+    age: float
+    progress: Mapping[str, Sequence[int]]
+
+
+class Watchdog:
+    """Watches one process's collectives from a thread of its own.
+
+    Args:
+        rank: this process.
+        size: how many processes there are.
+        ledger: whose marks to watch.
+        board: where ranks post their progress; None if this launcher has none, and then the message
+            cannot name the missing ranks.
+        deadline: seconds that a collective may wait.
+    """
+
+    def __init__(self, rank: int, size: int, ledger: Ledger, board: Board | None, deadline: float):
+        self._rank = rank
+        self._size = size
+        self._ledger = ledger
+        self._board = board
+        self._deadline = deadline
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="hvdext-watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Begins to watch; ends by itself when the interpreter exits."""
+        self._thread.start()
+        atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """Ends the watch."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        atexit.unregister(self.stop)
+
+    def _watch(self):
+        waiting_since: dict[tuple[str, int], float] = {}
+        while not self._stop.wait(min(5.0, self._deadline / 5)):
+            progress = self._ledger.progress()
+            self._post(progress)
+            now = time.monotonic()
+            waiting = [(n, started) for n, (started, finished) in progress.items() if started > finished]
+            waiting_since = {key: waiting_since.get(key, now) for key in waiting}
+            for (name, run), since in waiting_since.items():
+                if now - since > self._deadline:
+                    self._end(name, run, now - since)
+
+    def _post(self, progress):
+        if self._board is not None:
+            note = {"time": time.time(), "progress": progress}
+            self._board.post(str(self._rank), json.dumps(note))
+
+    def _end(self, name, run, waited):
+        notes = {rank: self._read(rank) for rank in range(self._size) if rank != self._rank}
+        sys.stderr.write(verdict(self._rank, name, run, waited, notes, self._board is not None))
+        faulthandler.dump_traceback(all_threads=False)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_CODE)
+
+    def _read(self, rank):
+        text = self._board.read(str(rank)) if self._board is not None else None
+        if text is None:
+            return None
+        note = json.loads(text)
+        return Note(time.time() - note["time"], note["progress"])
+
+
+def verdict(
+    rank: int,
+    name: str,
+    run: int,
+    waited: float,
+    notes: Mapping[int, Note | None],
+    has_board: bool,
+) -> str:
+    """Says what `rank` waits for and who has not arrived.
+
+    Args:
+        rank: who waits.
+        name: the collective.
+        run: how often this rank has started it; for gradients, the step.
+        waited: seconds.
+        notes: the other ranks' notes, None where a rank has never posted one.
+        has_board: False if ranks had no way to post notes.
+    """
+    lines = [
+        f"\nhvdext: rank {rank} has waited {waited:.0f} s in collective '{name}', step {run}; "
+        "ending this process."
+    ]
+    missing = []
+    for other, note in notes.items():
+        if note is None:
+            missing.append(f"  rank {other} has not arrived: it has never reported")
+            continue
+        started = note.progress.get(name, (0, 0))[0]
+        if started < run:
+            missing.append(
+                f"  rank {other} has not arrived: it has started this collective {started} times "
+                f"(last report {note.age:.0f} s ago)"
+            )
+    if not has_board:
+        lines.append("  Which ranks are missing is not known: this launcher offers no way to ask them.")
+    elif missing:
+        lines += missing
+    else:
+        lines.append("  All ranks have arrived; the engine or the network stalls.")
+    lines.append(
+        "  All ranks must make the same steps. If the wait is legitimate, raise the deadline: "
+        "hvd.init(deadline=seconds) or HVDEXT_DEADLINE=seconds.\n"
+    )
+    return "\n".join(lines)
