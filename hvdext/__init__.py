@@ -14,6 +14,7 @@ _HOMES = {
     "Compression": "hvdext.compression",
     "ProcessSet": "hvdext.process_sets",
     "add_process_set": "hvdext.runtime",
+    "barrier": "hvdext.runtime",
     "broadcast_variables": "hvdext.broadcast",
     "cross_rank": "hvdext.runtime",
     "cross_size": "hvdext.runtime",

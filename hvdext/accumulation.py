@@ -103,4 +103,6 @@ class _Sparse:
         values, indices = self._values.read_value(), self._indices.read_value()
         self._values.assign(values[:0])
         self._indices.assign(indices[:0])
-        return tf.IndexedSlices(values / divisor, indices, self._dense_shape.as_list())
+        # Keras reads the shape's dtype, so it must be a tensor, as backward makes it.
+        dense_shape = tf.constant(self._dense_shape.as_list(), indices.dtype)
+        return tf.IndexedSlices(values / divisor, indices, dense_shape)

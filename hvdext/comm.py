@@ -274,24 +274,25 @@ class HorovodComm(Communicator):
         return self._subsets[process_set.ranks]
 
     def _allreduce(self, tensors, name, prescale, postscale):
-        options = {
-            "op": self._ops.Sum,
-            "ignore_name_scope": True,
-            "process_set": self._engine_set,
-        }
+        # One flat message: handing the engine several tensors costs it more than this copy.
+        flat = tensors[0] if len(tensors) == 1 else tf.concat([tf.reshape(t, [-1]) for t in tensors], 0)
         # The engine holds its factors in float32. Where that is not exact enough, scale here.
-        inside = tensors[0].dtype != tf.float64 or (
-            np.float32(prescale) == prescale and np.float32(postscale) == postscale
+        exact = np.float32(prescale) == prescale and np.float32(postscale) == postscale
+        inside = exact or flat.dtype != tf.float64
+        total = self._ops._allreduce(
+            flat if inside else _scaled(flat, prescale),
+            name=name,
+            op=self._ops.Sum,
+            prescale_factor=prescale if inside else 1.0,
+            postscale_factor=postscale if inside else 1.0,
+            ignore_name_scope=True,
+            process_set=self._engine_set,
         )
-        if inside:
-            options |= {"prescale_factor": prescale, "postscale_factor": postscale}
-        else:
-            tensors = [_scaled(tensor, prescale) for tensor in tensors]
+        total = total if inside else _scaled(total, postscale)
         if len(tensors) == 1:
-            results = [self._ops._allreduce(tensors[0], name=name, **options)]
-        else:
-            results = self._ops._grouped_allreduce(tensors, name=name, **options)
-        return results if inside else [_scaled(result, postscale) for result in results]
+            return [total]
+        parts = tf.split(total, [tf.size(t) for t in tensors])
+        return [tf.reshape(p, tf.shape(t)) for p, t in zip(parts, tensors, strict=True)]
 
     def _allgather(self, tensor, name):
         return self._ops.allgather(tensor, name=name, ignore_name_scope=True, process_set=self._engine_set)

@@ -108,6 +108,11 @@ def verbose(level: int | str = 1) -> int | str:
     return level if rank() == 0 else 0
 
 
+def barrier() -> None:
+    """Returns once every rank has called it."""
+    current().barrier("hvdext.barrier.user")
+
+
 def traffic() -> dict[str, Traffic]:
     """Collectives and bytes of this rank so far, by purpose ("grad", "broadcast", "metrics", ...)."""
     return current().traffic()
