@@ -7,6 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from hvdext.selection import path_of
+
 
 class Accumulator:
     """Adds up gradients over `passes` micro-batches.
@@ -27,6 +29,7 @@ class Accumulator:
         self.passes = passes
         self.average = average
         self._stores: list[_Dense | _Sparse | None] | None = None
+        self._names: list[str] = []
         with tf.init_scope(), tf.device("/CPU:0"):
             self._count = tf.Variable(0, dtype=tf.int64, trainable=False, name="micro_batches")
 
@@ -40,12 +43,22 @@ class Accumulator:
 
         Returns:
             A scalar bool tensor: True if the cycle is full and `take()` is due.
+
+        Raises:
+            ValueError: if the variables are not those of the first micro-batch.
         """
+        names = [path_of(variable) for variable in variables]
         if self._stores is None:
+            self._names = names
             with tf.init_scope():
                 self._stores = [
                     _store(*arguments) for arguments in zip(gradients, variables, maxima, strict=True)
                 ]
+        if names != self._names:
+            raise ValueError(
+                "`backward_passes_per_step` above 1 needs the same variables in every micro-batch. "
+                f"Received: {names} after {self._names}."
+            )
         for store, gradient in zip(self._stores, gradients, strict=True):
             if store is not None:
                 store.add(gradient)

@@ -1,14 +1,21 @@
 """The job's notice board: short texts that outlive a stuck collective.
 
 horovodrun keeps a small key-value server open for the ranks to find each other. It goes on answering
-while the engine hangs, which makes it the place to ask who is missing.
+while the engine hangs, which makes it the place to ask who is missing. Under another launcher rank 0
+opens such a server.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
+import socket
 import urllib.error
 import urllib.request
+
+import psutil
+
+from hvdext.comm import Communicator
 
 _SECONDS = 3.0  # per request: the board must never become a wait of its own
 
@@ -45,8 +52,41 @@ class Board:
             return None
 
 
-def launchers_board() -> Board | None:
-    """The board of the launcher that started this process; None if it has none (mpirun)."""
+def shared_board(comm: Communicator) -> Board | None:
+    """The job's board: the launcher's, or else one that rank 0 opens. Every rank must call it.
+
+    Returns:
+        None if this rank reaches none of rank 0's addresses.
+    """
     host = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR")
     port = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_PORT")
-    return Board(f"{host}:{port}", "hvdext") if host and port else None
+    return Board(f"{host}:{port}", "hvdext") if host and port else own_board(comm)
+
+
+def own_board(comm: Communicator) -> Board | None:
+    """A board that rank 0 opens and every rank reaches, or None. Every rank must call it."""
+    # A scope of this job's own: on another host the same port may belong to another job.
+    opened = (_open_server(), f"hvdext-{secrets.token_hex(8)}") if comm.rank == 0 else None
+    addresses, scope = comm.broadcast_object(opened, 0, "hvdext.board.addresses")
+    if comm.rank == 0:
+        Board(addresses[0], scope).post("open", "yes")
+    comm.barrier("hvdext.board.open")
+    for address in addresses:
+        board = Board(address, scope)
+        if board.read("open") == "yes":
+            return board
+    return None
+
+
+def _open_server():
+    """Starts a server that lives as long as this process; returns the addresses it may be reached at."""
+    from horovod.runner.http.http_server import KVStoreServer
+
+    port = KVStoreServer(verbose=0).start_server()
+    hosts = [
+        address.address
+        for interface in psutil.net_if_addrs().values()
+        for address in interface
+        if address.family == socket.AF_INET
+    ]
+    return [f"{host}:{port}" for host in hosts]

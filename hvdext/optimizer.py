@@ -171,7 +171,7 @@ class ApplyHook:
         gradients = list(gradients)
         if not gradients:
             return
-        variables = _built_variables(outer, trainable_variables)
+        variables = _built_variables(outer, gradients, trainable_variables)
         _refuse_xla()
         if not self._ready:
             self._prepare(outer, gradients, variables)
@@ -236,7 +236,7 @@ class ApplyHook:
         with tf.init_scope():  # eagerly, also while Keras traces its training step
             settings = {
                 "optimizer": type(outer).__name__,
-                "configuration": _plain_settings(self._optimizer.get_config()),
+                "configuration": _configuration(self._optimizer),
                 "backward_passes_per_step": accumulator.passes if accumulator else 1,
                 "average_aggregated_gradients": accumulator.average if accumulator else None,
             }
@@ -293,12 +293,27 @@ def _innermost(optimizer):
     return optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
 
 
-def _built_variables(outer, trainable_variables):
-    if trainable_variables is None:
-        return list(outer._trainable_variables)
-    variables = list(trainable_variables)
+def _built_variables(outer, gradients, trainable_variables):
+    if trainable_variables is None and not outer.built:
+        raise ValueError(
+            "`trainable_variables` must be given until the optimizer is built. "
+            f"Received: trainable_variables=None on the unbuilt optimizer {outer.name!r}."
+        )
+    variables = list(outer._trainable_variables if trainable_variables is None else trainable_variables)
+    if len(gradients) != len(variables):
+        raise ValueError(
+            "`gradients` must hold one gradient (or None) per variable. "
+            f"Received: {len(gradients)} gradients for {len(variables)} variables."
+        )
     build(outer, variables)
     return variables
+
+
+def _configuration(optimizer):
+    try:
+        return _plain_settings(optimizer.get_config())
+    except NotImplementedError:  # a schedule of the user's own that cannot be saved; it can train
+        return "unknown"
 
 
 def _plain_settings(config):

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 
 from hvdext import comm as comm_module
-from hvdext.board import launchers_board
+from hvdext.board import shared_board
 from hvdext.comm import Communicator, HorovodComm, SoloComm, current, launched, set_process_comm
 from hvdext.ledger import Traffic
 from hvdext.process_sets import ProcessSet
@@ -47,7 +47,7 @@ def init(process_sets: Sequence[ProcessSet] | str | None = None, *, deadline: fl
     set_process_comm(comm)
     if comm.size > 1:
         _report_protections(comm)
-        _watchdog = Watchdog(comm.rank, comm.size, comm.ledger, launchers_board(), seconds)
+        _watchdog = Watchdog(comm.rank, comm.size, comm.ledger, shared_board(comm), seconds)
         _watchdog.start()
 
 

@@ -45,7 +45,7 @@ class Watchdog:
         rank: this process.
         size: how many processes there are.
         ledger: whose marks to watch.
-        board: where ranks post their progress; None if this launcher has none, and then the message
+        board: where ranks post their progress; None if this rank reaches none, and then the message
             cannot name the missing ranks.
         deadline: seconds that a collective may wait.
     """
@@ -120,7 +120,7 @@ def verdict(
         run: how often this rank has started it; for gradients, the step.
         waited: seconds.
         notes: the other ranks' notes, None where a rank has never posted one.
-        has_board: False if ranks had no way to post notes.
+        has_board: False if this rank had no way to ask the others.
     """
     lines = [
         f"\nhvdext: rank {rank} has waited {waited:.0f} s in collective '{name}', step {run}; "
@@ -138,7 +138,7 @@ def verdict(
                 f"(last report {note.age:.0f} s ago)"
             )
     if not has_board:
-        lines.append("  Which ranks are missing is not known: this launcher offers no way to ask them.")
+        lines.append("  Which ranks are missing is not known: this rank reaches no notice board.")
     elif missing:
         lines += missing
     else:
