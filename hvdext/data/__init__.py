@@ -1,0 +1,26 @@
+"""Sharding of data over ranks, and the arithmetic of a cluster's batch."""
+
+from hvdext.data.arithmetic import (
+    batch_weights,
+    global_batch_size,
+    per_rank_batch_size,
+    scale_learning_rate,
+)
+from hvdext.data.deal import last_batch_sizes, samples_of_rank, steps_per_epoch
+from hvdext.data.py_dataset import EndlessPyDataset, ShardedPyDataset
+from hvdext.data.sharded_dataset import ShardedDataset
+from hvdext.data.sharding import shard
+
+__all__ = [
+    "EndlessPyDataset",
+    "ShardedDataset",
+    "ShardedPyDataset",
+    "batch_weights",
+    "global_batch_size",
+    "last_batch_sizes",
+    "per_rank_batch_size",
+    "samples_of_rank",
+    "scale_learning_rate",
+    "shard",
+    "steps_per_epoch",
+]
