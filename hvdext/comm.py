@@ -277,7 +277,7 @@ class HorovodComm(Communicator):
         # One flat message: handing the engine several tensors costs it more than this copy.
         flat = tensors[0] if len(tensors) == 1 else tf.concat([tf.reshape(t, [-1]) for t in tensors], 0)
         # The engine holds its factors in float32. Where that is not exact enough, scale here.
-        exact = np.float32(prescale) == prescale and np.float32(postscale) == postscale
+        exact = all(float(np.float32(factor)) == factor for factor in (prescale, postscale))
         inside = exact or flat.dtype != tf.float64
         total = self._ops._allreduce(
             flat if inside else _scaled(flat, prescale),
@@ -379,7 +379,8 @@ _LAUNCHER_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX
 
 
 def _scaled(tensor: tf.Tensor, factor: float) -> tf.Tensor:
-    return tensor if factor == 1.0 else tensor * tf.cast(factor, tensor.dtype)
+    # Not tf.cast: it would round a Python number to float32 first.
+    return tensor if factor == 1.0 else tensor * tf.constant(factor, tensor.dtype)
 
 
 def _bytes(tensor: tf.Tensor) -> tf.Tensor:

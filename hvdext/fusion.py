@@ -48,6 +48,8 @@ def grouped(count: int, kinds: Sequence[object], groups: int | Sequence[Sequence
     Returns:
         Lists of indices, in the order in which the groups become ready.
     """
+    if not count:
+        return []
     backwards = list(reversed(range(count)))
     if isinstance(groups, int):
         number = min(groups, count)

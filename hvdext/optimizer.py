@@ -279,7 +279,9 @@ def _loss_scale(outer):
 def _times(gradients, factor):
     if isinstance(factor, (int, float)) and factor == 1:
         return gradients
-    return [map_gradient(lambda g: g * tf.cast(factor, g.dtype), g) for g in gradients]
+    # tf.cast would round a Python number to float32 first.
+    exact = tf.cast if tf.is_tensor(factor) else tf.constant
+    return [map_gradient(lambda g: g * exact(factor, g.dtype), g) for g in gradients]
 
 
 def _values(gradient):

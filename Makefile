@@ -1,0 +1,53 @@
+# make demo    four ranks train a Keras 3 model on real data
+# make test    lint and all tests
+# Both make .venv, install hvdext and build Horovod first; a second run installs nothing.
+# Another Python:  make demo PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+INSTALLED := $(VENV)/.hvdext-installed
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: help demo test lint format engine doctor clean distclean
+
+help:
+	@echo "make demo | test | lint | format | engine | doctor | clean | distclean"
+
+demo: engine
+	TF_CPP_MIN_LOG_LEVEL=3 horovodrun -np 4 python examples/train.py
+
+test: lint engine
+	python -m pytest
+
+lint: $(INSTALLED)
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: $(INSTALLED)
+	ruff format .
+	ruff check --fix .
+
+# Without a stamp: the command finds out by itself, in a fraction of a second, whether the installed
+# engine fits the installed TensorFlow.
+engine: $(INSTALLED)
+	@hvdext build-horovod
+
+doctor: engine
+	@hvdext doctor
+
+$(INSTALLED): setup.cfg setup.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 10) <= v < (3, 14) or sys.exit( \
+	  "PYTHON must be 3.10 to 3.13. Received: %d.%d. Try: make PYTHON=python3.12" % v[:2])'
+	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	python -m pip install --quiet --disable-pip-version-check --editable '.[examples,tests]'
+	@touch $@
+
+clean:
+	rm -rf build dist hvdext.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find hvdext tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Finished engines stay in the user's cache folder, so the next set-up is quick.
+distclean: clean
+	rm -rf $(VENV)
