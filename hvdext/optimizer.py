@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
-from keras.optimizers import LossScaleOptimizer, MultiOptimizer
+from keras.optimizers import LossScaleOptimizer
 from tensorflow.python.ops import control_flow_util
 
 from hvdext.accumulation import Accumulator
@@ -371,8 +371,7 @@ def _check_accumulates_once(target, passes):
             f"backward_passes_per_step={passes} and an optimizer with "
             f"gradient_accumulation_steps={target.gradient_accumulation_steps}."
         )
-    inner = target.optimizers if isinstance(target, MultiOptimizer) else []
-    for optimizer in inner:
+    for optimizer in getattr(target, "optimizers", []):  # a MultiOptimizer's
         if optimizer.gradient_accumulation_steps:
             raise ValueError(
                 "`gradient_accumulation_steps` must be None inside a MultiOptimizer: use "

@@ -1,0 +1,19 @@
+"""Settings that every test needs before TensorFlow's first operation."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import pytest
+import tensorflow as tf
+
+# What the ranks run lies beside the tests that start them; tests with threads run some of it, too.
+sys.path.insert(0, str(Path(__file__).parent / "multiprocess"))
+pytest.register_assert_rewrite("cases", "exchange_programs", "overflow_programs", "refusal_programs")
+
+# Ranks as threads: each waiting collective holds one inter-op thread.
+tf.config.threading.set_intra_op_parallelism_threads(1)
+tf.config.threading.set_inter_op_parallelism_threads(64)

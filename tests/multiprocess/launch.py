@@ -1,0 +1,87 @@
+"""Starts ranks with horovodrun and waits for them, but never for ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_HERE = Path(__file__).parent
+_HOROVODRUN = Path(sys.executable).parent / "horovodrun"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a launch ended.
+
+    Attributes:
+        ranks: what each rank's program returned, as JSON gives it back; None for a rank without result.
+        output: standard output and error of all ranks, as the launcher printed them.
+        exit_code: the launcher's; None if it was killed at the deadline.
+        seconds: from start to end.
+    """
+
+    ranks: list
+    output: str
+    exit_code: int | None
+    seconds: float
+
+
+def launch(ranks: int, target: str, *, timeout: float, env: Mapping[str, str] | None = None) -> Ended:
+    """Runs `module:function` of this folder on each of `ranks` ranks.
+
+    Args:
+        ranks: how many.
+        target: what to run; its results must be JSON, arrays excepted (they become lists).
+        timeout: seconds, after which all processes of the launch are killed.
+        env: environment variables on top of this process's.
+    """
+    launcher = [str(_HOROVODRUN), "-np", str(ranks)] if ranks > 1 else []
+    return _run([*launcher, sys.executable, str(_HERE / "worker.py"), target], ranks, timeout, env)
+
+
+def _run(command, ranks, timeout, env):
+    environment = os.environ | {"HVDEXT_DEADLINE": "60", "OMP_NUM_THREADS": "1"} | dict(env or {})
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder, "output"), "w+") as output:
+        environment["TEST_RESULTS"] = folder
+        start = time.monotonic()
+        job = subprocess.Popen(
+            command, start_new_session=True, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            exit_code = job.wait(timeout)
+        except subprocess.TimeoutExpired:
+            exit_code = None
+        finally:
+            _kill(job)
+        seconds = time.monotonic() - start
+        output.seek(0)
+        return Ended([_result(folder, r) for r in range(ranks)], output.read(), exit_code, seconds)
+
+
+def _result(folder, rank):
+    file = Path(folder, f"{rank}.json")
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def _kill(job):
+    """The launcher puts its ranks into process groups of their own, so descendants are killed one by one."""
+    if job.poll() is not None:
+        return
+    family = psutil.Process(job.pid).children(recursive=True)
+    os.killpg(job.pid, signal.SIGKILL)
+    for process in family:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    job.wait()

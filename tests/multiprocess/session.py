@@ -1,0 +1,76 @@
+"""All programs in one launch per number of ranks: starting ranks takes longer than most programs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+
+import cases
+import keras
+import tensorflow as tf
+
+TABLES = ("exchange_programs", "overflow_programs", "saving_programs", "refusal_programs")
+
+
+def alone() -> dict:
+    """The references: every case in plain Keras, in this one process."""
+    _optimize_no_graphs()
+    results = {}
+    for name, case in cases.CASES.items():
+        results[name] = _result(cases.train_alone, case)
+        keras.utils.clear_session()
+    assert "hvdext" not in sys.modules
+    return results
+
+
+def on_ranks() -> dict:
+    """Every case and every program on this rank, by name."""
+    import exchange_programs
+    import refusal_programs
+
+    import hvdext as hvd
+
+    results = {"fit before init": _result(refusal_programs.fit_before_init, hvd)}
+    sets = [hvd.ProcessSet(members) for members in exchange_programs.SETS]
+    size = int(os.environ["HOROVOD_SIZE"])
+    hvd.init(process_sets=sets if size == 4 else None)
+    if size > 2:  # two ranks run what users run
+        _optimize_no_graphs()
+    for name, case in cases.CASES.items():
+        if size not in case.sizes:
+            continue
+        keras.config.set_floatx(case.floatx)
+        results[name] = _result(cases.train_shared, case)
+        keras.utils.clear_session()
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+    for name, program in programs(size).items():
+        # Names that Keras makes up count from the start again: a program may make more on one rank.
+        keras.utils.clear_session()
+        results[name] = _result(program.run, hvd)
+    return results
+
+
+def programs(size: int) -> dict:
+    """The programs of all tables for `size` ranks, by name."""
+    found = {}
+    for table in TABLES:
+        for name, program in importlib.import_module(table).PROGRAMS.items():
+            if size in program.sizes:
+                found[name] = program
+    return found
+
+
+def _optimize_no_graphs():
+    """Halves the time to build a training step; four ranks on two cores feel it."""
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
+def _result(action, argument):
+    """What `action` returns, or the error it ends with: the other programs have their turn anyway."""
+    try:
+        return {"value": action(argument)}
+    except Exception:
+        return {"error": traceback.format_exc()}
