@@ -40,6 +40,10 @@ doctor: engine
 $(INSTALLED): setup.cfg setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 10) <= v < (3, 14) or sys.exit( \
 	  "PYTHON must be 3.10 to 3.13. Received: %d.%d. Try: make PYTHON=python3.12" % v[:2])'
+	@test ! -x $(VENV)/bin/python || $(PYTHON) -c 'import subprocess, sys; \
+	  had = subprocess.check_output(["$(VENV)/bin/python", "-c", "import sys; print(sys.version_info[:2])"], text=True); \
+	  had.strip() == str(sys.version_info[:2]) or sys.exit( \
+	  "$(VENV) holds another Python: %s. Run make distclean first." % had.strip())'
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
 	python -m pip install --quiet --disable-pip-version-check --editable '.[examples,tests]'
 	@touch $@

@@ -1,16 +1,17 @@
 """What the gradient exchange costs.
 
-    python benchmarks/gradient_exchange.py              # size-1 overhead, 2-rank throughput, bytes on the wire
-    python benchmarks/gradient_exchange.py --stock      # beside stock Horovod 0.28.1 on Keras 2 (builds it once)
+    python benchmarks/gradient_exchange.py           # size-1 overhead, 2-rank throughput, bytes sent
+    python benchmarks/gradient_exchange.py --stock   # beside stock Horovod 0.28.1 on Keras 2 (built once)
 
-The model is a CNN of 420,042 parameters on 28x28 images, batch size 32 per rank, SGD with momentum, trained with
-`model.fit`, one TensorFlow thread per rank. Throughput does not depend on what the images show; they are random.
+The model is a CNN of 420,042 parameters on 28x28 images, batch size 32 per rank, SGD with momentum, trained
+with `model.fit`, one TensorFlow thread per rank. Throughput does not depend on what the images show; they are
+random.
 
-- Overhead at size 1: time per step with `DistributedOptimizer` over plain Keras, in one process, the two in turn.
-- Throughput: images/s per rank with exchange over images/s without, in the same processes, the two in turn. With
+- Overhead at size 1: time per step with `DistributedOptimizer` over plain Keras, in one process, in turn.
+- Throughput: images/s per rank with exchange over images/s without, in the same processes, in turn. With
   --stock, the same script runs on TensorFlow 2.15 with Horovod as published, and runs of the two alternate.
-- Bytes: what went over the loopback device of a network namespace of its own, headers and control messages included,
-  over 2(n-1)/n of the gradients' bytes.
+- Bytes: what went over the loopback device of a network namespace of its own, headers and control messages
+  included, over 2(n-1)/n of the gradients' bytes.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def parse_arguments():
     )
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--launches", type=int, default=3, help="runs of each stack, in turn")
-    parser.add_argument("--rounds", type=int, default=7, help="measurements within a run, with and without in turn")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements within a run")
     parser.add_argument("--steps", type=int, default=150, help="training steps per measurement")
     parser.add_argument("--stock", action="store_true", help="also stock Horovod on Keras 2")
     return parser.parse_args()
@@ -78,7 +79,7 @@ def throughput(stacks, options):
     results = {name: {"plain": [], "exchange": []} for name in stacks}
     for _ in range(options.launches):
         for name, python in stacks.items():
-            result = run(launcher(python, options.ranks) + [str(python)], name, options)
+            result = run([*launcher(python, options.ranks), str(python)], name, options)
             for kind, speeds in results[name].items():
                 speeds += result[kind]
     ratios = {}
@@ -86,10 +87,10 @@ def throughput(stacks, options):
         plain, exchange = speeds["plain"], speeds["exchange"]
         ratios[name] = statistics.median(e / p for e, p in zip(exchange, plain, strict=True))
         print(
-            f"{name:6s} {options.ranks} ranks: {statistics.median(exchange):6.0f} images/s per rank with exchange, "
-            f"{statistics.median(plain):6.0f} without; ratio {ratios[name]:.3f} "
-            f"(median of {len(plain)} pairs, {min(exchange):.0f}-{max(exchange):.0f} and "
-            f"{min(plain):.0f}-{max(plain):.0f})"
+            f"{name:6s} {options.ranks} ranks: {statistics.median(exchange):6.0f} images/s per rank with "
+            f"exchange, {statistics.median(plain):6.0f} without; ratio {ratios[name]:.3f} "
+            f"(median of {len(plain)} pairs; {min(exchange):.0f} to {max(exchange):.0f} and "
+            f"{min(plain):.0f} to {max(plain):.0f})"
         )
     return ratios
 
@@ -100,15 +101,18 @@ def bytes_on_the_wire(options):
     script = 'ip link set lo up && exec "$@"'
     isolated = [unshare, "--net", "--map-root-user", "sh", "-c", script, "sh"]
     if not unshare or subprocess.run([*isolated, "true"], capture_output=True).returncode:
-        print("bytes: skipped; a network namespace cannot be made here (needs unshare, ip and the right to use them)")
+        print(
+            "bytes: skipped; a network namespace cannot be made here (needs unshare, ip and the right to use them)"
+        )
         return
     python = Path(sys.executable)
     command = [*isolated, *launcher(python, options.ranks), "--network-interfaces", "lo", str(python)]
     result = run(command, "hvdext", options)
     least = 2 * (options.ranks - 1) / options.ranks * result["gradient_bytes"]
+    wire = result["wire_bytes"]
     print(
-        f"bytes: {result['wire_bytes']:.0f} per rank and step on the wire, {least:.0f} by 2(n-1)/n of the gradients; "
-        f"ratio {result['wire_bytes'] / least:.3f}"
+        f"bytes: {wire:.0f} per rank and step on the wire, {least:.0f} by 2(n-1)/n of the gradients; "
+        f"ratio {wire / least:.3f}"
     )
 
 
@@ -141,10 +145,22 @@ def stock_python():
     if not finished.exists():
         if sys.version_info >= (3, 12):
             sys.exit("--stock needs Python 3.10 or 3.11: TensorFlow 2.15 exists for no later one.")
-        print("making an environment with TensorFlow 2.15 and stock Horovod; takes minutes, once ...", flush=True)
+        print(
+            "making an environment with TensorFlow 2.15 and stock Horovod; takes minutes, once ...",
+            flush=True,
+        )
         venv.create(STOCK_FOLDER, with_pip=True, clear=True)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        tools = ["setuptools<70", "wheel", "packaging", "psutil", "cloudpickle", "pyyaml", "cmake<4", "numpy<2"]
+        tools = [
+            "setuptools<70",
+            "wheel",
+            "packaging",
+            "psutil",
+            "cloudpickle",
+            "pyyaml",
+            "cmake<4",
+            "numpy<2",
+        ]
         subprocess.run([*pip, "tensorflow==2.15.1", *tools], check=True)
         path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
         subprocess.run(

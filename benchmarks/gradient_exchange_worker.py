@@ -73,7 +73,12 @@ def dataset():
     generator = np.random.default_rng(0)
     images = generator.random((32 * BATCH, 28, 28, 1), np.float32)
     labels = generator.integers(0, 10, len(images))
-    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(BATCH, drop_remainder=True).cache().repeat()
+    return (
+        tf.data.Dataset.from_tensor_slices((images, labels))
+        .batch(BATCH, drop_remainder=True)
+        .cache()
+        .repeat()
+    )
 
 
 def images_per_second(model, images, steps):

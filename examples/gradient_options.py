@@ -2,8 +2,8 @@
 
     horovodrun -np 4 python examples/gradient_options.py
 
-Every row trains the same model from the same weights on the same share of the digits. "sent" is what one rank sends per
-epoch for gradients; "apart" the largest difference between the weights of any two ranks at the end.
+Every row trains the same model from the same weights on the same share of the digits. "sent" is what one rank
+sends per epoch for gradients; "apart" the largest difference between the weights of any two ranks at the end.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ def main():
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.get_logger().setLevel("ERROR")
     hvd.init(process_sets="dynamic")
+    if hvd.size() & (hvd.size() - 1):
+        raise SystemExit(f"Adasum and the pairs need a power-of-two number of ranks. Received: {hvd.size()}.")
     pairs = [hvd.add_process_set([r, r + 1]) for r in range(0, hvd.size() - 1, 2) if hvd.size() > 2]
     my_pair = next((pair for pair in pairs if pair.included()), None)
     train, test = datasets.load("digits")
@@ -48,7 +50,7 @@ def train_with(options, images, test):
     keras.utils.set_random_seed(1)
     model = keras.Sequential(
         [
-            keras.Input(train[0].shape[1:]),
+            keras.Input((8, 8, 1)),
             keras.layers.Flatten(),
             keras.layers.Dense(64, activation="relu"),
             keras.layers.Dense(10),

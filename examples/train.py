@@ -41,7 +41,9 @@ def main():
         model.save(options.output / "model.keras")
         n = hvd.size()
         print(f"\n{n} ranks together: test accuracy {together['val_accuracy'][-1]:.4f}")
-        print(f"each alone on 1/{n} of the images: test accuracy {alone['val_accuracy'][-1]:.4f} (mean of {n})")
+        print(
+            f"each alone on 1/{n} of the images: test accuracy {alone['val_accuracy'][-1]:.4f} (mean of {n})"
+        )
         print(f"curves: {options.output / 'train.png'}; model: {options.output / 'model.keras'}")
         print(f"largest difference between the weights of any two ranks: {difference}")
 

@@ -29,7 +29,7 @@ class Accumulator:
         self.passes = passes
         self.average = average
         self._stores: list[_Dense | _Sparse | None] | None = None
-        self._names: list[str] = []
+        self._kinds: dict[str, str] = {}
         with tf.init_scope(), tf.device("/CPU:0"):
             self._count = tf.Variable(0, dtype=tf.int64, trainable=False, name="micro_batches")
 
@@ -45,19 +45,19 @@ class Accumulator:
             A scalar bool tensor: True if the cycle is full and `take()` is due.
 
         Raises:
-            ValueError: if the variables are not those of the first micro-batch.
+            ValueError: if variables or kinds of gradients are not those of the first micro-batch.
         """
-        names = [path_of(variable) for variable in variables]
+        kinds = {path_of(v): kind_of(g) for g, v in zip(gradients, variables, strict=True)}
         if self._stores is None:
-            self._names = names
+            self._kinds = kinds
             with tf.init_scope():
                 self._stores = [
                     _store(*arguments) for arguments in zip(gradients, variables, maxima, strict=True)
                 ]
-        if names != self._names:
+        if kinds != self._kinds:
             raise ValueError(
-                "`backward_passes_per_step` above 1 needs the same variables in every micro-batch. "
-                f"Received: {names} after {self._names}."
+                "`backward_passes_per_step` above 1 needs the same variables, with the same kinds of "
+                f"gradients, in every micro-batch. Received: {kinds} after {self._kinds}."
             )
         for store, gradient in zip(self._stores, gradients, strict=True):
             if store is not None:
@@ -70,6 +70,13 @@ class Accumulator:
         self._count.assign(0)
         divisor = self.passes if self.average else 1
         return [None if store is None else store.take(divisor) for store in self._stores]
+
+
+def kind_of(gradient) -> str:
+    """What `gradient` is: "no", "sparse" or "dense"."""
+    if gradient is None:
+        return "no"
+    return "sparse" if isinstance(gradient, tf.IndexedSlices) else "dense"
 
 
 def _store(gradient, variable, maximum):

@@ -33,12 +33,8 @@ def check(comm: Communicator, subject: str, facts: Mapping[str, object]) -> None
     if len(set(comm.allgather_object(digest, "hvdext.agreement.digest"))) == 1:
         return
     everyone = comm.allgather_object(mine, "hvdext.agreement.facts")
-    raise ValueError(disagreement(subject_of(everyone), everyone, comm.ranks))
-
-
-def subject_of(everyone: list[dict[str, str]]) -> str:
-    """The lowest rank's subject: the message must be the same on every rank."""
-    return everyone[0]["subject"]
+    # The first rank's subject: the message must be the same on every rank.
+    raise ValueError(disagreement(everyone[0]["subject"], everyone, comm.ranks))
 
 
 def disagreement(subject: str, everyone: list[dict[str, str]], ranks: tuple[int, ...]) -> str:

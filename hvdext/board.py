@@ -7,10 +7,10 @@ opens such a server.
 
 from __future__ import annotations
 
+import http.client
 import os
 import secrets
 import socket
-import urllib.error
 import urllib.request
 
 import psutil
@@ -48,7 +48,7 @@ class Board:
         try:
             with opener.open(request, timeout=_SECONDS) as response:
                 return response.read()
-        except (urllib.error.URLError, OSError):
+        except (http.client.HTTPException, OSError):
             return None
 
 

@@ -73,9 +73,7 @@ def _build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--with-mpi", action="store_true", help="build MPI in, besides Gloo")
     parser.add_argument("--with-nccl", action="store_true", help="build NCCL in, for GPUs")
     parser.add_argument("--force", action="store_true", help="build again even if it is there")
-    parser.add_argument(
-        "--no-install", action="store_true", help="only put the wheel into the cache"
-    )
+    parser.add_argument("--no-install", action="store_true", help="only put the wheel into the cache")
 
 
 def _run_build(args: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 """How ranks talk: one interface, with Horovod behind it or nobody at all.
 
-Everyone else in hvdext holds a `Communicator` and never imports Horovod. There are three:
+Everyone else in hvdext holds a `Communicator` and never exchanges data in another way. There are three:
 `HorovodComm` (processes started by a launcher), `SoloComm` (one process; Horovod is not needed) and
 `hvdext.testing.ThreadComm` (ranks as threads of one process, for tests).
 
@@ -181,23 +181,25 @@ class Communicator(abc.ABC):
 
     def _reduce(self, tensors, name, prescale, postscale):
         dtype = tensors[0].dtype
+        if dtype not in _REDUCIBLE and dtype not in _WIDER:
+            raise TypeError(f"`tensors` must hold real numbers that can be summed. Received: {dtype.name}.")
         wire = dtype if dtype in _REDUCIBLE else _WIDER[dtype]
         tensors = [tf.cast(tensor, wire) for tensor in tensors]
-        entry = self.ledger.entry(name)
+        entry = self.ledger.entry(name, self.ranks)
         tensors = entry.start(tensors)
         results = self._allreduce(tensors, name, prescale, postscale)
         entry.finish(results, sum(map(_bytes, tensors)) * 2 * (self.size - 1) // self.size)
         return [tf.cast(result, dtype) for result in results]
 
     def _gather(self, tensors, name):
-        entry = self.ledger.entry(name)
+        entry = self.ledger.entry(name, self.ranks)
         (tensor,) = entry.start([_movable(tensors[0])])
         result = self._allgather(tensor, name)
         entry.finish([result], _bytes(tensor) * (self.size - 1))
         return [_moved(result, tensors[0].dtype)]
 
     def _exchange(self, tensors, name):
-        entry = self.ledger.entry(name)
+        entry = self.ledger.entry(name, self.ranks)
         tensor, splits = entry.start([_movable(tensors[0]), tensors[1]])
         result = self._alltoall(tensor, splits, name)
         rows = tf.cast(tf.reduce_sum(splits), tf.int64)
@@ -206,7 +208,7 @@ class Communicator(abc.ABC):
         return [_moved(result, tensors[0].dtype)]
 
     def _spread(self, tensors, name, root):
-        entry = self.ledger.entry(name)
+        entry = self.ledger.entry(name, self.ranks)
         started = entry.start([_movable(tensor) for tensor in tensors])
         results = [self._broadcast(tensor, root, f"{name}.{i}") for i, tensor in enumerate(started)]
         # A binomial tree: the root sends to log2(size) others, who pass it on.
@@ -235,7 +237,7 @@ class SoloComm(Communicator):
     """One process on its own: every exchange gives back what went in."""
 
     def __init__(self) -> None:
-        super().__init__(rank=0, ranks=[0], ledger=Ledger())
+        super().__init__(rank=0, ranks=[0], ledger=Ledger(1))
 
     def subset(self, process_set: ProcessSet) -> Communicator:
         """As in `Communicator`."""
@@ -261,7 +263,7 @@ class HorovodComm(Communicator):
             self._engine_set = _engine_set(process_set, mpi_ops, engine_sets)
             ranks = process_set.ranks
         ranks = tuple(ranks)
-        super().__init__(ranks.index(mpi_ops.rank()), ranks, ledger or Ledger())
+        super().__init__(ranks.index(mpi_ops.rank()), ranks, ledger or Ledger(len(ranks)))
         self._subsets: dict[tuple[int, ...], HorovodComm] = {}
 
     def subset(self, process_set: ProcessSet) -> Communicator:
@@ -368,11 +370,18 @@ class use:
 
 
 def launched() -> bool:
-    """True if a launcher (horovodrun, mpirun, srun, ...) started this process as one of several."""
+    """True if a launcher that Horovod understands (horovodrun, mpirun, srun --mpi) started this process."""
     return any(variable in os.environ for variable in _LAUNCHER_VARIABLES)
 
 
-_LAUNCHER_VARIABLES = ("HOROVOD_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
+_LAUNCHER_VARIABLES = (
+    "HOROVOD_RANK",
+    "OMPI_COMM_WORLD_SIZE",
+    "MV2_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "PMI_RANK",
+    "PMIX_RANK",
+)
 
 
 # -- tensors on the way -------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How a dense gradient is encoded on the wire: `Compression.none` or `Compression.fp16`."""
+"""How a gradient is encoded on the wire: `Compression.none` or `Compression.fp16`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Compression(enum.Enum):
 
     none: as it is.
     fp16: float16, half the bytes of float32. Values beyond 65504 become infinite and those below 6e-8
-        zero, so scale the loss (or use `gradient_predivide_factor`) where gradients are that large or
-        small. Sums are formed in float32.
+        zero; a `gradient_predivide_factor` above 1 makes room for large ones, one below 1 for small
+        ones. Sums are formed in float32. The values of sparse gradients travel as float16 as well.
     """
 
     none = "none"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import enum
+import math
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import tensorflow as tf
 
 from hvdext import agreement, fusion
+from hvdext.accumulation import kind_of
 from hvdext.adasum import adasum
 from hvdext.comm import Communicator, current
 from hvdext.compression import Compression, allreduce_fp16
@@ -133,7 +136,7 @@ class GradientExchange:
         shared = self.is_shared(variables)
         facts = {
             f"variable {i}": f"{path_of(v)} {tuple(v.shape)} {tf.as_dtype(v.dtype).name}, "
-            f"{_kind(g)} gradient, {'exchanged' if s else 'local'}"
+            f"{kind_of(g)} gradient, {'exchanged' if s else 'local'}"
             for i, (g, v, s) in enumerate(zip(gradients, variables, shared, strict=True))
         }
         facts["buckets"] = self._buckets(self._dense_indices(gradients, variables), variables)
@@ -164,25 +167,34 @@ class GradientExchange:
             return result
         shared = self.is_shared(variables)
         dense = self._dense_indices(gradients, variables)
+        jobs: list[tuple[int, Any]] = []  # (when it is ready, what to do)
         for i, gradient in enumerate(gradients):
             if gradient is None:
                 continue
             if not shared[i]:
-                if self._scale_local:
+                if self._scale_local and not is_overwritten(variables[i]):
                     result[i] = map_gradient(lambda g: g / comm.size, gradient)
             elif is_overwritten(variables[i]):
-                result[i] = self._maximum(comm, gradient, i)
+                jobs.append((i, partial(self._maximum, comm, result, i)))
             elif i not in dense:
-                result[i] = self._gather(comm, gradient, i)
-        with tf.device(self._device_dense or None):
-            for number, members in enumerate(self._buckets(dense, variables)):
-                tensors = [_dense(gradients[i], variables[i]) for i in members]
-                combined = self._reduce(comm, tensors, f"hvdext.grad.{self.name}.{number}")
-                for i, tensor in zip(members, combined, strict=True):
-                    result[i] = tensor
+                jobs.append((i, partial(self._gather, comm, result, i)))
+        for number, members in enumerate(self._buckets(dense, variables)):
+            jobs.append((min(members), partial(self._reduce, comm, result, variables, members, number)))
+        # TensorFlow keeps collectives in the order in which they are written: last layer first, as
+        # backward produces them.
+        for _, job in sorted(jobs, key=lambda job: -job[0]):
+            job()
         return result
 
-    def _reduce(self, comm, tensors, name):
+    def _reduce(self, comm, result, variables, members, number):
+        """Replaces the dense gradients of one bucket by their combination."""
+        with tf.device(self._device_dense or None):
+            tensors = [_dense(result[i], variables[i]) for i in members]
+            combined = self._combined(comm, tensors, f"hvdext.grad.{self.name}.{number}")
+        for i, tensor in zip(members, combined, strict=True):
+            result[i] = tensor
+
+    def _combined(self, comm, tensors, name):
         if self._op is ReduceOp.ADASUM:
             return adasum(comm, tensors, name)
         before, after = 1.0, 1.0
@@ -194,32 +206,35 @@ class GradientExchange:
         reduce = allreduce_fp16 if half else type(comm).allreduce
         return reduce(comm, tensors, name, prescale=before, postscale=after)
 
-    def _gather(self, comm, slices, index):
+    def _gather(self, comm, result, index):
+        """Replaces a sparse gradient by the slices of all ranks."""
+        slices = result[index]
         name = f"hvdext.grad.{self.name}.sparse{index}"
         values = slices.values
         with tf.device(self._device_sparse or None):
-            wire = tf.float16 if self._compression is Compression.fp16 else values.dtype
+            half = self._compression is Compression.fp16 and values.dtype.size > 2
+            wire = tf.float16 if half else values.dtype
             values = tf.cast(comm.allgather(tf.cast(values, wire), f"{name}.values"), values.dtype)
             indices = comm.allgather(slices.indices, f"{name}.indices")
             if self._op is ReduceOp.AVERAGE:
                 values = values / comm.size
-        return tf.IndexedSlices(values, indices, slices.dense_shape)
+        result[index] = tf.IndexedSlices(values, indices, slices.dense_shape)
 
-    def _maximum(self, comm, gradient, index):
+    def _maximum(self, comm, result, index):
         # float8 training writes scales and amax histories through "gradients": one process with the
         # whole batch would have seen the largest, as Keras' own accumulation does.
+        gradient = result[index]
         everyone = comm.allgather(gradient[tf.newaxis], f"hvdext.grad.{self.name}.maximum{index}")
-        return tf.ensure_shape(tf.reduce_max(everyone, axis=0), gradient.shape)
+        result[index] = tf.ensure_shape(tf.reduce_max(everyone, axis=0), gradient.shape)
 
     def _dense_indices(self, gradients, variables):
         shared = self.is_shared(variables)
         sparse = [isinstance(g, tf.IndexedSlices) and not self._sparse_as_dense for g in gradients]
-        if self._op is ReduceOp.ADASUM and any(
-            is_sparse and is_shared for is_sparse, is_shared in zip(sparse, shared, strict=True)
-        ):
+        refused = [path_of(v) for v, a, b in zip(variables, sparse, shared, strict=True) if a and b]
+        if self._op is ReduceOp.ADASUM and refused:
             raise ValueError(
                 "`op=Adasum` is defined for dense gradients: pass `sparse_as_dense=True`. Received: "
-                f"a sparse gradient for {path_of(variables[sparse.index(True)])!r}."
+                f"sparse gradients for {refused}."
             )
         return [
             i
@@ -237,10 +252,23 @@ class GradientExchange:
         elif isinstance(self._groups, int):
             lists = fusion.grouped(len(dense), kinds, self._groups)
         else:
+            _check_groups(self._groups, variables)
             place = {_key(v): i for i, v in enumerate(picked)}
             named = [[place[_key(v)] for v in g if _key(v) in place] for g in self._groups]
             lists = fusion.grouped(len(dense), kinds, [group for group in named if group])
         return [[dense[i] for i in members] for members in lists]
+
+
+def _check_groups(groups, variables):
+    named = [variable for group in groups for variable in group]
+    known = {_key(variable) for variable in variables}
+    strangers = [path_of(variable) for variable in named if _key(variable) not in known]
+    repeated = sorted({path_of(v) for v in named if sum(_key(v) == _key(w) for w in named) > 1})
+    if strangers or repeated:
+        raise ValueError(
+            "`groups` must hold trainable variables, each at most once. Received: "
+            f"not trained: {strangers}; repeated: {repeated}."
+        )
 
 
 def map_gradient(function, gradient):
@@ -269,7 +297,8 @@ def _check_arguments(op, compression, predivide, groups, process_set):
         raise ValueError(
             f"`compression` must be hvd.Compression.none with op=Adasum. Received: compression={compression}."
         )
-    if not isinstance(predivide, (int, float)) or not predivide > 0:
+    is_factor = isinstance(predivide, (int, float)) and not isinstance(predivide, bool)
+    if not is_factor or not 0 < predivide < math.inf:
         raise ValueError(
             "`gradient_predivide_factor` must be a positive number. "
             f"Received: gradient_predivide_factor={predivide!r}."
@@ -301,12 +330,6 @@ def _is_keras(variable):
 
 def _item_bytes(variable):
     return tf.as_dtype(variable.dtype).size
-
-
-def _kind(gradient):
-    if gradient is None:
-        return "no"
-    return "sparse" if isinstance(gradient, tf.IndexedSlices) else "dense"
 
 
 def _dense(gradient, variable):

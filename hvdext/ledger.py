@@ -36,8 +36,9 @@ class Entry:
     would keep the second bucket waiting for the first.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, ranks: tuple[int, ...]):
         self.name = name
+        self.ranks = ranks
         with tf.init_scope(), tf.device("/CPU:0"):
             self.started = tf.Variable(0, dtype=tf.int64, trainable=False, name="started")
             self.finished = tf.Variable(0, dtype=tf.int64, trainable=False, name="finished")
@@ -58,40 +59,57 @@ class Entry:
 
 
 class Ledger:
-    """All entries of one communicator, by name. Safe to read from any thread."""
+    """All entries of one process. Safe to read from any thread.
 
-    def __init__(self) -> None:
-        self._entries: dict[str, Entry] = {}
+    Args:
+        job_size: how many ranks the job has.
+    """
+
+    def __init__(self, job_size: int) -> None:
+        self._job_size = job_size
+        self._entries: dict[tuple[str, tuple[int, ...]], Entry] = {}
         self._lock = threading.Lock()
 
-    def entry(self, name: str) -> Entry:
-        """The entry of the collective called `name`, made on first use."""
+    def entry(self, name: str, ranks: tuple[int, ...]) -> Entry:
+        """The entry of the collective called `name` among `ranks` (global ranks), made on first use."""
         with self._lock:
-            if name not in self._entries:
-                self._entries[name] = Entry(name)
-            return self._entries[name]
+            if (name, ranks) not in self._entries:
+                self._entries[name, ranks] = Entry(name, ranks)
+            return self._entries[name, ranks]
+
+    def members(self, label: str) -> tuple[int, ...]:
+        """The global ranks that meet in the collective with this label."""
+        return self._labelled()[label].ranks
 
     def progress(self) -> dict[str, tuple[int, int]]:
-        """Maps each collective's name to how often it has (started, finished)."""
+        """Maps each collective's label to how often it has (started, finished).
+
+        The label is its name, followed by the ranks where they are only some of the job's.
+        """
         # `finished` is read first: a run that ends in between then looks unfinished for one more
         # reading, never finished before it started.
         counts = {}
-        for name, entry in self._snapshot().items():
+        for label, entry in self._labelled().items():
             finished = int(entry.finished.numpy())
-            counts[name] = (int(entry.started.numpy()), finished)
+            counts[label] = (int(entry.started.numpy()), finished)
         return counts
 
     def traffic(self) -> dict[str, Traffic]:
         """Maps each purpose (the second part of `hvdext.<purpose>...`) to what went out for it."""
         totals: dict[str, Traffic] = {}
-        for name, entry in self._snapshot().items():
-            purpose = name.split(".")[1]
+        for entry in self._labelled().values():
+            purpose = entry.name.split(".")[1]
             so_far = totals.get(purpose, Traffic(0, 0))
             totals[purpose] = Traffic(
                 so_far.calls + int(entry.finished.numpy()), so_far.bytes + int(entry.sent.numpy())
             )
         return totals
 
-    def _snapshot(self) -> dict[str, Entry]:
+    def _labelled(self) -> dict[str, Entry]:
         with self._lock:
-            return dict(self._entries)
+            entries = list(self._entries.values())
+        return {_label(entry, self._job_size): entry for entry in entries}
+
+
+def _label(entry, job_size):
+    return entry.name if len(entry.ranks) == job_size else f"{entry.name} of ranks {list(entry.ranks)}"

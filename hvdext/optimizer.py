@@ -24,7 +24,7 @@ from hvdext.accumulation import Accumulator
 from hvdext.compression import Compression
 from hvdext.exchange import GradientExchange, ReduceOp, is_overwritten, map_gradient
 from hvdext.process_sets import ProcessSet
-from hvdext.selection import Select
+from hvdext.selection import Select, path_of
 
 _HOOK = "_hvdext_hook"
 
@@ -92,9 +92,7 @@ def DistributedOptimizer(
     """
     _check_optimizer(optimizer)
     _check_passes(backward_passes_per_step)
-    if num_groups:
-        warnings.warn("`num_groups` is Horovod's old name for `groups`.", stacklevel=2)
-        groups = num_groups if groups is None else groups
+    groups = old_groups(num_groups, groups)
     target = _innermost(optimizer)
     _check_accumulates_once(target, backward_passes_per_step)
     exchange = GradientExchange(
@@ -122,6 +120,22 @@ def DistributedOptimizer(
     return optimizer
 
 
+def old_groups(num_groups: int, groups):
+    """What `groups` means together with Horovod's old name for it; 0 in either is unset.
+
+    Raises:
+        ValueError: if both are given, or `num_groups` is negative.
+    """
+    if num_groups:
+        if groups or num_groups < 0:
+            raise ValueError(
+                "`num_groups` must be a positive number, and left out where `groups` is given. "
+                f"Received: num_groups={num_groups!r}, groups={groups!r}."
+            )
+        warnings.warn("`num_groups` is Horovod's old name for `groups`.", stacklevel=3)
+    return num_groups or groups or None
+
+
 def hook_of(optimizer) -> ApplyHook | None:
     """The hook that `DistributedOptimizer` put into `optimizer`, None for a plain optimizer."""
     return getattr(_innermost(optimizer), _HOOK, None)
@@ -132,6 +146,12 @@ def build(optimizer: keras.optimizers.Optimizer, variables: Sequence) -> None:
     if not optimizer.built:
         with keras.name_scope(optimizer.name, caller=optimizer):
             optimizer.build(list(variables))
+
+
+def exchanges(optimizer) -> bool:
+    """True if `optimizer`, or each member of a `MultiOptimizer`, combines its gradients over the ranks."""
+    members = getattr(_innermost(optimizer), "optimizers", [])
+    return hook_of(optimizer) is not None or (bool(members) and all(map(hook_of, members)))
 
 
 class ApplyHook:
@@ -232,6 +252,9 @@ class ApplyHook:
     def _prepare(self, outer, gradients, variables):
         """Before the first step: everything that must hold on all ranks before they exchange numbers."""
         _check_keras_accumulation(outer, self._optimizer, variables)
+        _check_members(self._optimizer)
+        if self._exchange.comm().size > 1:
+            _check_clipping(self._optimizer, variables, self._exchange.is_shared(variables))
         accumulator = self._accumulator
         with tf.init_scope():  # eagerly, also while Keras traces its training step
             settings = {
@@ -240,6 +263,8 @@ class ApplyHook:
                 "backward_passes_per_step": accumulator.passes if accumulator else 1,
                 "average_aggregated_gradients": accumulator.average if accumulator else None,
             }
+            if self._optimizer.gradient_accumulation_steps:  # Keras exchanges by this count
+                settings["iterations"] = int(self._optimizer._iterations)
             subject = f"DistributedOptimizer {self._optimizer.name!r}"
             self._exchange.agree(subject, gradients, variables, settings)
         self._ready = True
@@ -339,7 +364,8 @@ def _refuse_xla():
     if not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(graph):
         raise RuntimeError(
             "`jit_compile` must be False with a DistributedOptimizer: XLA cannot compile the engine's "
-            "collectives. Received: jit_compile=True; pass `model.compile(..., jit_compile=False)`."
+            "collectives. Received: a training step that XLA compiles (`jit_compile=True`, or Keras' 'auto' "
+            "on a GPU); pass `model.compile(..., jit_compile=False)`."
         )
 
 
@@ -371,12 +397,33 @@ def _check_accumulates_once(target, passes):
             f"backward_passes_per_step={passes} and an optimizer with "
             f"gradient_accumulation_steps={target.gradient_accumulation_steps}."
         )
-    for optimizer in getattr(target, "optimizers", []):  # a MultiOptimizer's
-        if optimizer.gradient_accumulation_steps:
+
+
+def _check_members(target):
+    """Looks at a MultiOptimizer's members, once it is built: a function may choose them as late as that."""
+    for member in getattr(target, "optimizers", []):
+        if hook_of(member) is not None:
+            raise ValueError(
+                "`optimizer` must not hold one that is distributed already: its gradients would be combined "
+                f"twice. Received: a MultiOptimizer with {member.name!r}."
+            )
+        if member.gradient_accumulation_steps:
             raise ValueError(
                 "`gradient_accumulation_steps` must be None inside a MultiOptimizer: use "
                 "`backward_passes_per_step`. Received: gradient_accumulation_steps="
-                f"{optimizer.gradient_accumulation_steps} on {optimizer.name!r}."
+                f"{member.gradient_accumulation_steps} on {member.name!r}."
+            )
+
+
+def _check_clipping(target, variables, shared):
+    """Refuses a norm over gradients that differ between ranks: it would scale the exchanged ones apart."""
+    local = [path_of(v) for v, s in zip(variables, shared, strict=True) if not s]
+    for optimizer in (target, *getattr(target, "optimizers", [])):
+        if local and optimizer.global_clipnorm:
+            raise ValueError(
+                "`global_clipnorm` must be None where some gradients stay local, since their norm differs "
+                "between ranks: use `clipnorm`. Received: "
+                f"global_clipnorm={optimizer.global_clipnorm} with local {local}."
             )
 
 

@@ -6,14 +6,16 @@ import os
 import warnings
 from collections.abc import Sequence
 
+from hvdext import agreement
 from hvdext import comm as comm_module
 from hvdext.board import shared_board
-from hvdext.comm import Communicator, HorovodComm, SoloComm, current, launched, set_process_comm
+from hvdext.comm import HorovodComm, SoloComm, current, launched, set_process_comm
 from hvdext.ledger import Traffic
 from hvdext.process_sets import ProcessSet
 from hvdext.watchdog import Watchdog
 
 DEADLINE_SECONDS = 300.0
+_SIZE_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE")
 
 _watchdog: Watchdog | None = None
 
@@ -47,7 +49,7 @@ def init(process_sets: Sequence[ProcessSet] | str | None = None, *, deadline: fl
     set_process_comm(comm)
     if comm.size > 1:
         _report_protections(comm)
-        _watchdog = Watchdog(comm.rank, comm.size, comm.ledger, shared_board(comm), seconds)
+        _watchdog = Watchdog(comm.rank, comm.ledger, shared_board(comm), seconds)
         _watchdog.start()
 
 
@@ -122,13 +124,16 @@ def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
     """Registers a process set after `init(process_sets="dynamic")`; every rank must call it.
 
     Raises:
-        ValueError: if a set of the same ranks is registered already, or a rank does not exist.
+        ValueError: if a set of the same ranks is registered already or a rank does not exist; on every rank
+            alike, if the ranks name different sets.
     """
     if not isinstance(process_set, ProcessSet):
         process_set = ProcessSet(process_set)
     comm = current()
-    _check_members(process_set, comm)
-    if isinstance(comm, HorovodComm):
+    _check_members(process_set, comm.size)
+    agreement.check(comm, "add_process_set", {"ranks": process_set.ranks})
+    # A set of all ranks is the global one, which Horovod refuses to register again.
+    if isinstance(comm, HorovodComm) and process_set.size() < comm.size:
         from horovod.tensorflow import mpi_ops
 
         mpi_ops.add_process_set(list(process_set.ranks))
@@ -168,9 +173,9 @@ def _checked_sets(process_sets):
     return list(process_sets)
 
 
-def _check_members(process_set: ProcessSet, comm: Communicator) -> None:
-    if process_set.ranks[-1] >= comm.size:
-        raise ValueError(f"`process_set` must hold ranks below {comm.size}. Received: {process_set}.")
+def _check_members(process_set: ProcessSet, size: int) -> None:
+    if process_set.ranks[-1] >= size:
+        raise ValueError(f"`process_set` must hold ranks below {size}. Received: {process_set}.")
 
 
 def _join(process_sets):
@@ -185,13 +190,13 @@ def _join(process_sets):
         engine.init(process_sets=process_sets)
         return HorovodComm()
     # A set of all ranks is the global one, which Horovod refuses to register again.
-    everyone = tuple(range(int(os.environ.get("HOROVOD_SIZE", 0))))
-    partial = [s for s in process_sets if s.ranks != everyone]
+    size = next((int(os.environ[v]) for v in _SIZE_VARIABLES if v in os.environ), None)
+    if size is not None:
+        for process_set in process_sets:
+            _check_members(process_set, size)
+    partial = [s for s in process_sets if s.size() != size]
     engine.init(process_sets=[engine.ProcessSet(list(s.ranks)) for s in partial])
-    comm = HorovodComm()
-    for process_set in process_sets:
-        _check_members(process_set, comm)
-    return comm
+    return HorovodComm()
 
 
 def _report_protections(comm):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import weakref
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from hvdext.compression import Compression
 from hvdext.exchange import GradientExchange, ReduceOp
+from hvdext.optimizer import old_groups
 from hvdext.process_sets import ProcessSet
 from hvdext.selection import Select, path_of
 
@@ -63,7 +66,7 @@ class DistributedGradientTape:
             "compression": compression,
             "sparse_as_dense": sparse_as_dense,
             "gradient_predivide_factor": gradient_predivide_factor,
-            "groups": groups if groups is not None else num_groups or None,
+            "groups": old_groups(num_groups, groups),
             "process_set": process_set,
             "scale_local_gradients": scale_local_gradients,
             "device_dense": device_dense,
@@ -92,7 +95,13 @@ class DistributedGradientTape:
         Every rank must call it, with the same sources. The first call for a set of sources compares
         their names, shapes and kinds over the ranks.
 
+        Args:
+            target: as there.
+            sources: Keras or TensorFlow variables, in any structure.
+            output_gradients: as there.
+
         Raises:
+            TypeError: if a source is not a variable.
             ValueError: on every rank alike, if the ranks' sources or settings differ.
         """
         gradients = self._tape.gradient(target, sources, output_gradients)
@@ -108,13 +117,26 @@ class DistributedGradientTape:
         return tf.nest.pack_sequence_as(sources, combined)
 
     def _exchange(self, sources):
-        """Named after its sources: a new tape is made for every step, the collectives stay the same."""
+        """Named after what it does: a new tape is made for every step, the collectives stay the same."""
+        strangers = [source for source in sources if not _is_variable(source)]
+        if strangers:
+            raise TypeError(
+                "`sources` must be variables, whose gradients the ranks can match by name; use the recording "
+                f"tape's own `gradient` for others. Received: {strangers}."
+            )
         shapes = [(path_of(s), tuple(s.shape), tf.as_dtype(s.dtype).name) for s in sources]
-        digest = hashlib.sha256(repr(shapes).encode()).hexdigest()[:8]
+        # Functions print their address and variables their values, which differ between ranks.
+        plain = (str, int, float, enum.Enum, ProcessSet, type(None))
+        options = {key: value for key, value in self._options.items() if isinstance(value, plain)}
+        digest = hashlib.sha256(repr((shapes, options)).encode()).hexdigest()[:8]
         exchange = GradientExchange(f"tape-{digest}", **self._options)
         for source in self._local:
             exchange.register_local_var(source)
         return exchange
+
+
+def _is_variable(source):
+    return isinstance(source, (tf.Variable, keras.Variable))
 
 
 def _flat(gradients, sources):

@@ -42,8 +42,8 @@ class Room:
     def swap(self, name: str, rank: int, members: tuple[int, ...], value: Any) -> list:
         """Waits until all `members` have called with this `name`; returns their values in order."""
         with self._changed:
-            turn = self._turns.get((name, rank), 0)
-            self._turns[name, rank] = turn + 1
+            turn = self._turns.get((name, members, rank), 0)
+            self._turns[name, members, rank] = turn + 1
             meeting = (name, members, turn)
             brought = self._brought.setdefault(meeting, {})
             brought[rank] = value
@@ -75,7 +75,7 @@ class ThreadComm(Communicator):
 
     def __init__(self, rank: int, ranks: Sequence[int], room: Room, ledger: Ledger | None = None):
         ranks = tuple(ranks)
-        super().__init__(ranks.index(rank), ranks, ledger or Ledger())
+        super().__init__(ranks.index(rank), ranks, ledger or Ledger(len(ranks)))
         self._room = room
         self._me = rank
 
@@ -143,7 +143,7 @@ def run_ranks(size: int, target: Callable[..., Any], *args: Any, timeout: float 
     """
     room = Room(timeout)
     results: list[Any] = [None] * size
-    errors: list[tuple[int, BaseException]] = []
+    errors: list[BaseException] = []
 
     def program(rank):
         comm = ThreadComm(rank, range(size), room)
@@ -151,7 +151,7 @@ def run_ranks(size: int, target: Callable[..., Any], *args: Any, timeout: float 
             with use(comm):
                 results[rank] = target(comm, *args)
         except BaseException as error:
-            errors.append((rank, error))
+            errors.append(error)
             room.fail(rank)
 
     threads = [threading.Thread(target=program, args=(rank,), daemon=True) for rank in range(size)]
@@ -160,7 +160,5 @@ def run_ranks(size: int, target: Callable[..., Any], *args: Any, timeout: float 
     for thread in threads:
         thread.join()
     if errors:
-        rank, error = errors[0]
-        error.add_note(f"on rank {rank} of {size}") if hasattr(error, "add_note") else None
-        raise error
+        raise errors[0]
     return results

@@ -43,16 +43,14 @@ class Watchdog:
 
     Args:
         rank: this process.
-        size: how many processes there are.
         ledger: whose marks to watch.
         board: where ranks post their progress; None if this rank reaches none, and then the message
             cannot name the missing ranks.
         deadline: seconds that a collective may wait.
     """
 
-    def __init__(self, rank: int, size: int, ledger: Ledger, board: Board | None, deadline: float):
+    def __init__(self, rank: int, ledger: Ledger, board: Board | None, deadline: float):
         self._rank = rank
-        self._size = size
         self._ledger = ledger
         self._board = board
         self._deadline = deadline
@@ -89,18 +87,23 @@ class Watchdog:
             self._board.post(str(self._rank), json.dumps(note))
 
     def _end(self, name, run, waited):
-        notes = {rank: self._read(rank) for rank in range(self._size) if rank != self._rank}
-        sys.stderr.write(verdict(self._rank, name, run, waited, notes, self._board is not None))
-        faulthandler.dump_traceback(all_threads=False)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(EXIT_CODE)
+        try:
+            # A board that has lost this rank's own note is out of reach.
+            has_board = self._read(self._rank) is not None
+            others = [rank for rank in self._ledger.members(name) if rank != self._rank]
+            notes = {rank: self._read(rank) for rank in others} if has_board else {}
+            sys.stderr.write(verdict(self._rank, name, run, waited, notes, has_board))
+            sys.stderr.flush()
+            faulthandler.dump_traceback(all_threads=True)
+        finally:
+            os._exit(EXIT_CODE)
 
     def _read(self, rank):
         text = self._board.read(str(rank)) if self._board is not None else None
-        if text is None:
+        try:
+            note = json.loads(text or "")
+        except ValueError:  # none, or cut short
             return None
-        note = json.loads(text)
         return Note(time.time() - note["time"], note["progress"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+import weakref
 
 import keras
 import tensorflow as tf
@@ -11,11 +12,11 @@ import tensorflow as tf
 from hvdext import agreement
 from hvdext.broadcast import broadcast_variables, model_variables
 from hvdext.comm import current
-from hvdext.optimizer import build, hook_of
+from hvdext.optimizer import build, exchanges
 
 
 class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
-    """Gives every rank the root's model and optimizer variables, once, before the first update.
+    """Gives every rank the root's model and optimizer variables, once per model, before the first update.
 
     A model that has its variables when training begins gets them then. One that is built by its first
     batch is called on zeros of that batch's shape just before its first training step, and gets them
@@ -37,17 +38,17 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
     def __init__(self, root_rank: int, device: str = ""):
         super().__init__()
         self._root_rank = root_rank
-        self._done = False
+        self._done_for: weakref.ref = weakref.ref(self)  # the model that has been broadcast
         del device
 
     def on_train_begin(self, logs=None):
         comm = current()
         plan = {"epochs": self.params.get("epochs"), "steps per epoch": self.params.get("steps")}
         agreement.check(comm, "model.fit", plan)
-        if self._done:
+        if self._is_done():
             return
         optimizer = self.model.optimizer
-        if comm.size > 1 and comm.rank == 0 and hook_of(optimizer) is None:
+        if comm.size > 1 and comm.rank == 0 and not exchanges(optimizer):
             warnings.warn(
                 f"The optimizer {optimizer.name!r} exchanges no gradients: pass it through "
                 "hvd.DistributedOptimizer, unless the ranks' parameters are synchronised otherwise.",
@@ -63,7 +64,7 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
         model, plain_step = self.model, self.model.train_step
 
         def step(data):
-            if not self._done:
+            if not self._is_done():
                 with tf.init_scope():  # eagerly, also while Keras traces the step
                     _call_on_zeros(model, data)
                     self._broadcast()
@@ -76,7 +77,10 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
     def _broadcast(self):
         build(self.model.optimizer, self.model.trainable_variables)
         broadcast_variables(model_variables(self.model), self._root_rank)
-        self._done = True
+        self._done_for = weakref.ref(self.model)
+
+    def _is_done(self):
+        return self._done_for() is self.model
 
 
 def _is_built(model):

@@ -43,12 +43,11 @@ class MetricAverageCallback(keras.callbacks.Callback):
         self._validation_samples = self._samples()
 
     def on_epoch_end(self, epoch, logs=None):
-        if not logs:
-            return
         training = self._training_samples or self._samples()
-        mine = (dict(logs), training, self._validation_samples)
+        mine = (dict(logs or {}), training, self._validation_samples)
         everyone = current().allgather_object(mine, "hvdext.metrics.epoch")
-        logs.update(average_logs(everyone))
+        if logs is not None:
+            logs.update(average_logs(everyone))
 
     def _samples(self):
         # Keras weighs the mean of the loss by the batch sizes, so its weight is the number of samples.

@@ -127,7 +127,92 @@ XLA_HEADERS = Fix(
     ),
 )
 
-FIXES = (STALL_CHECK, STATEFUL_OPS, XLA_HEADERS)
+_QUEUE_HEADER = "horovod/common/tensor_queue.h"
+_QUEUE_FILE = "horovod/common/tensor_queue.cc"
+
+WAKE_ON_ARRIVAL = Fix(
+    name="wake-on-arrival",
+    why=(
+        "The engine's thread looks for new tensors once per cycle (1 ms) and sleeps in between, which "
+        "costs up to a cycle for every message. It is woken instead when a tensor arrives."
+    ),
+    edits=(
+        Edit(
+            file=_QUEUE_HEADER,
+            old="#include <iostream>\n#include <mutex>\n",
+            new="#include <chrono>\n#include <condition_variable>\n#include <iostream>\n#include <mutex>\n",
+        ),
+        Edit(
+            file=_QUEUE_HEADER,
+            old="  void RemoveJoinTensor();\n",
+            new=(
+                "  void RemoveJoinTensor();\n\n"
+                "  // Returns when a tensor has been added to any queue, at the latest after `duration`.\n"
+                "  static void WaitForTensor(std::chrono::steady_clock::duration duration);\n"
+            ),
+        ),
+        Edit(
+            file=_QUEUE_FILE,
+            old="// Add a TensorTableEntry as well as its message to the queue.\n",
+            new="""namespace {
+std::mutex arrival_mutex;
+std::condition_variable arrival;
+bool arrived = false;
+
+void SignalArrival() {
+  {
+    std::lock_guard<std::mutex> guard(arrival_mutex);
+    arrived = true;
+  }
+  arrival.notify_one();
+}
+} // namespace
+
+void TensorQueue::WaitForTensor(std::chrono::steady_clock::duration duration) {
+  std::unique_lock<std::mutex> lock(arrival_mutex);
+  arrival.wait_for(lock, duration, [] { return arrived; });
+  arrived = false;
+}
+
+// Add a TensorTableEntry as well as its message to the queue.
+""",
+        ),
+        Edit(
+            file=_QUEUE_FILE,
+            old="  message_queue_.push(std::move(message));\n  return Status::OK();\n",
+            new="  message_queue_.push(std::move(message));\n  SignalArrival();\n  return Status::OK();\n",
+        ),
+        Edit(
+            file=_QUEUE_FILE,
+            old="    message_queue_.push(std::move(messages[i]));\n  }\n  return Status::OK();\n",
+            new=(
+                "    message_queue_.push(std::move(messages[i]));\n  }\n"
+                "  SignalArrival();\n  return Status::OK();\n"
+            ),
+        ),
+        # What other ranks were not ready for goes back into the queue, and must not wait out a cycle.
+        Edit(
+            file=_QUEUE_FILE,
+            old=("  std::lock_guard<std::mutex> guard(mutex_);\n  while (!messages.empty()) {\n"),
+            new=(
+                "  std::lock_guard<std::mutex> guard(mutex_);\n"
+                "  if (!messages.empty()) {\n    SignalArrival();\n  }\n"
+                "  while (!messages.empty()) {\n"
+            ),
+        ),
+        Edit(
+            file="horovod/common/operations.cc",
+            old=(
+                "  if (sleep_duration > std::chrono::steady_clock::duration::zero()) {\n"
+                "    std::this_thread::sleep_for(sleep_duration);\n"
+                "  }\n"
+            ),
+            new="  TensorQueue::WaitForTensor(sleep_duration);\n",
+        ),
+    ),
+)
+
+FIXES = (STALL_CHECK, STATEFUL_OPS, WAKE_ON_ARRIVAL, XLA_HEADERS)
 PROTECTIONS = tuple(fix for fix in FIXES if fix.without)
 
 
