@@ -101,9 +101,7 @@ def bytes_on_the_wire(options):
     script = 'ip link set lo up && exec "$@"'
     isolated = [unshare, "--net", "--map-root-user", "sh", "-c", script, "sh"]
     if not unshare or subprocess.run([*isolated, "true"], capture_output=True).returncode:
-        print(
-            "bytes: skipped; a network namespace cannot be made here (needs unshare, ip and the right to use them)"
-        )
+        print("bytes: skipped; no network namespace can be made here (needs unshare and ip)")
         return
     python = Path(sys.executable)
     command = [*isolated, *launcher(python, options.ranks), "--network-interfaces", "lo", str(python)]

@@ -95,6 +95,7 @@ def DistributedOptimizer(
     groups = old_groups(num_groups, groups)
     target = _innermost(optimizer)
     _check_accumulates_once(target, backward_passes_per_step)
+    _check_members(target)
     exchange = GradientExchange(
         name or target.name,
         op=op,
@@ -253,8 +254,6 @@ class ApplyHook:
         """Before the first step: everything that must hold on all ranks before they exchange numbers."""
         _check_keras_accumulation(outer, self._optimizer, variables)
         _check_members(self._optimizer)
-        if self._exchange.comm().size > 1:
-            _check_clipping(self._optimizer, variables, self._exchange.is_shared(variables))
         accumulator = self._accumulator
         with tf.init_scope():  # eagerly, also while Keras traces its training step
             settings = {
@@ -267,6 +266,9 @@ class ApplyHook:
                 settings["iterations"] = int(self._optimizer._iterations)
             subject = f"DistributedOptimizer {self._optimizer.name!r}"
             self._exchange.agree(subject, gradients, variables, settings)
+        # Only now do all ranks know the same local variables, and fail alike.
+        if self._exchange.comm().size > 1:
+            _check_clipping(self._optimizer, variables, self._exchange.is_shared(variables))
         self._ready = True
 
 
@@ -400,7 +402,7 @@ def _check_accumulates_once(target, passes):
 
 
 def _check_members(target):
-    """Looks at a MultiOptimizer's members, once it is built: a function may choose them as late as that."""
+    """Looks at a MultiOptimizer's members; a function may choose them as late as the first step."""
     for member in getattr(target, "optimizers", []):
         if hook_of(member) is not None:
             raise ValueError(

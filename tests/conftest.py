@@ -12,7 +12,9 @@ import tensorflow as tf
 
 # What the ranks run lies beside the tests that start them; tests with threads run some of it, too.
 sys.path.insert(0, str(Path(__file__).parent / "multiprocess"))
-pytest.register_assert_rewrite("cases", "exchange_programs", "overflow_programs", "refusal_programs")
+pytest.register_assert_rewrite(
+    "cases", "exchange_programs", "overflow_programs", "process_set_programs", "refusal_programs"
+)
 
 # Ranks as threads: each waiting collective holds one inter-op thread.
 tf.config.threading.set_intra_op_parallelism_threads(1)

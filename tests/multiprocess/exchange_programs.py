@@ -282,6 +282,41 @@ def _check_selected(ranks):
         assert_all([result["registered"]], [expected[0], mine[1] / size, expected[2], expected[3]])
 
 
+def _run_clipped(hvd):
+    variables = make_variables()
+    optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(1.0, clipnorm=0.5), select="*_kernel")
+    apply_sgd(optimizer, gradients_of(hvd.rank()), variables)
+    return [-v.numpy() for v in variables]
+
+
+def _check_clipped(ranks):
+    """Each gradient is shortened by its own norm, so that the exchanged ones stay alike."""
+    size = len(ranks)
+    expected = mean(everyone(size))
+    for rank, result in enumerate(ranks):
+        mine = gradients_of(rank)
+        whole = [expected[0], mine[1] / size, mine[2] / size, expected[3]]
+        assert_all([result], [g * min(1, 0.5 / np.sqrt(np.sum(g * g))) for g in whole])
+
+
+def _run_overwritten(hvd):
+    variables = make_variables()
+    variables[1].overwrite_with_gradient = variables[3].overwrite_with_gradient = True
+    optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(1.0))
+    optimizer.register_local_var(variables[1])
+    apply_sgd(optimizer, gradients_of(hvd.rank()), variables)
+    return [v.numpy() for v in variables]
+
+
+def _check_overwritten(ranks):
+    """A variable whose gradient is its next value: the rank's own as it is, or the largest of all ranks."""
+    everything = everyone(len(ranks))
+    averaged = mean(everything)
+    largest = np.max([gradients[3] for gradients in everything], axis=0)
+    for rank, result in enumerate(ranks):
+        assert_all([result], [-averaged[0], gradients_of(rank)[1], -averaged[2], largest])
+
+
 # -- process sets --------------------------------------------------------------------------------------
 
 SETS = [(0, 2), (1, 3)]
@@ -346,6 +381,31 @@ def _check_tape(ranks):
         assert_all([rank["local"]], expected)
 
 
+def _run_two_tapes(hvd):
+    """What goes out under the same name must be the same, also where the sources are."""
+    from hvdext.comm import current
+
+    source = tf.Variable([1.0, 2.0], name="two_tapes")
+    known = set(current().ledger.progress())
+    found = []
+    for op in (hvd.Average, hvd.Sum, hvd.Average):
+        with hvd.DistributedGradientTape(tf.GradientTape(), op=op) as tape:
+            loss = (hvd.rank() + 1.0) * tf.reduce_sum(source)
+        found.append(tape.gradient(loss, [source])[0].numpy())
+    runs = {name: runs for name, runs in current().ledger.progress().items() if name not in known}
+    grads = {name: runs[0] for name, runs in runs.items() if name.startswith("hvdext.grad.tape-")}
+    return {"found": found, "runs": grads}
+
+
+def _check_two_tapes(ranks):
+    size = len(ranks)
+    summed = size * (size + 1) / 2
+    expected = [np.full(2, value) for value in (summed / size, summed, summed / size)]
+    assert_all([rank["found"] for rank in ranks], expected, 1e-6)
+    assert sorted(ranks[0]["runs"].values()) == [1, 2]
+    assert all(rank["runs"] == ranks[0]["runs"] for rank in ranks)
+
+
 # -- variables -----------------------------------------------------------------------------------------
 
 
@@ -388,7 +448,10 @@ PROGRAMS = {
     "sparse": Program(_run_sparse, _check_sparse),
     "none": Program(_run_none, _check_none),
     "selected": Program(_run_selected, _check_selected),
+    "clipnorm with a local part": Program(_run_clipped, _check_clipped),
+    "overwritten variables": Program(_run_overwritten, _check_overwritten),
     "process sets": Program(_run_process_set, _check_process_set, sizes=(4,)),
     "tape": Program(_run_tape, _check_tape),
+    "tapes with different op": Program(_run_two_tapes, _check_two_tapes),
     "broadcast": Program(_run_broadcast, _check_broadcast),
 }

@@ -45,8 +45,24 @@ def launch(ranks: int, target: str, *, timeout: float, env: Mapping[str, str] | 
         timeout: seconds, after which all processes of the launch are killed.
         env: environment variables on top of this process's.
     """
+    return _run([*_python_on(ranks), str(_HERE / "worker.py"), target], ranks, timeout, env)
+
+
+def launch_script(ranks: int, script: Path, *arguments: str, timeout: float) -> Ended:
+    """Runs a Python script on each of `ranks` ranks.
+
+    Args:
+        ranks: how many.
+        script: its file.
+        *arguments: handed to the script.
+        timeout: seconds, after which all processes of the launch are killed.
+    """
+    return _run([*_python_on(ranks), str(script), *arguments], ranks, timeout, None)
+
+
+def _python_on(ranks):
     launcher = [str(_HOROVODRUN), "-np", str(ranks)] if ranks > 1 else []
-    return _run([*launcher, sys.executable, str(_HERE / "worker.py"), target], ranks, timeout, env)
+    return [*launcher, sys.executable]
 
 
 def _run(command, ranks, timeout, env):

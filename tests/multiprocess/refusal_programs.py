@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import keras
 import numpy as np
-from exchange_programs import Program, applied, assert_all, everyone, gradients_of, mean
+import tensorflow as tf
+from exchange_programs import (
+    Program,
+    applied,
+    apply_sgd,
+    assert_all,
+    everyone,
+    gradients_of,
+    make_variables,
+    mean,
+)
 
 
 def _error(action):
@@ -91,6 +101,51 @@ def _root_too_large(hvd):
     hvd.broadcast_variables([keras.Variable(1.0)], root_rank=7)
 
 
+def _clipped_with_local_part(hvd):
+    optimizer = keras.optimizers.SGD(1.0, global_clipnorm=0.5)
+    variables = make_variables()
+    optimizer = hvd.DistributedOptimizer(optimizer, select="*_kernel")
+    apply_sgd(optimizer, gradients_of(hvd.rank()), variables)
+
+
+def _clipped_with_registered_variable(hvd):
+    optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(1.0, global_clipnorm=0.5))
+    variables = make_variables()
+    optimizer.register_local_var(variables[2])
+    apply_sgd(optimizer, gradients_of(hvd.rank()), variables)
+
+
+def _clipped_with_local_part_on_one(hvd):
+    optimizer = keras.optimizers.SGD(1.0, global_clipnorm=0.5)
+    variables = make_variables()
+    optimizer = hvd.DistributedOptimizer(optimizer, select="*_kernel" if hvd.rank() == 1 else None)
+    apply_sgd(optimizer, gradients_of(hvd.rank()), variables)
+
+
+def _stranger_in_groups(hvd):
+    variables = make_variables()
+    stranger = keras.Variable(np.zeros(2), dtype="float64", name="stranger")
+    optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(1.0), groups=[[variables[0], stranger]])
+    apply_sgd(optimizer, gradients_of(hvd.rank()), variables)
+
+
+def _repeated_in_groups_on_one(hvd):
+    variables = make_variables()
+    again = [variables[1]] if hvd.rank() == 1 else []
+    groups = [[variables[0], variables[1]], [variables[3], *again]]
+    optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(1.0), groups=groups)
+    apply_sgd(optimizer, gradients_of(hvd.rank()), variables)
+
+
+def _other_op_of_a_tape(hvd):
+    """The first tape over the source is alike on all ranks, the second is not."""
+    source = tf.Variable([1.0, 2.0], name="source")
+    for op in (hvd.Average, hvd.Adasum if hvd.rank() == 1 else hvd.Sum):
+        with hvd.DistributedGradientTape(tf.GradientTape(), op=op) as tape:
+            loss = tf.reduce_sum(source)
+        tape.gradient(loss, [source])
+
+
 def _scaled_accumulation_in_keras(hvd):
     inner = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
     optimizer = hvd.DistributedOptimizer(keras.optimizers.LossScaleOptimizer(inner))
@@ -126,6 +181,33 @@ PROGRAMS = {
     "root too large": _program(_root_too_large, "ValueError", "`root_rank`", "root_rank=7"),
     "accumulation in Keras with loss scale": _program(
         _scaled_accumulation_in_keras, "ValueError", "`gradient_accumulation_steps` must be None", "=2"
+    ),
+    "global_clipnorm with a local part": _program(
+        _clipped_with_local_part,
+        "ValueError",
+        "`global_clipnorm` must be None",
+        "=0.5",
+        "'first_bias', 'scale'",
+    ),
+    "global_clipnorm with a registered variable": _program(
+        _clipped_with_registered_variable, "ValueError", "`global_clipnorm` must be None", "local ['scale']"
+    ),
+    "global_clipnorm with a local part on one rank": _program(
+        _clipped_with_local_part_on_one, "ValueError", "The ranks disagree", "first_bias", "local"
+    ),
+    "stranger in groups": _program(
+        _stranger_in_groups, "ValueError", "`groups` must hold", "not trained: ['stranger']"
+    ),
+    "repeated variable in groups on one rank": _program(
+        _repeated_in_groups_on_one, "ValueError", "`groups` must hold", "repeated: ['first_bias']", "rank 1: "
+    ),
+    "other op of a tape": _program(
+        _other_op_of_a_tape,
+        "ValueError",
+        "DistributedGradientTape",
+        "'Sum'",
+        "rank 1: 'Adasum'",
+        sizes=(2, 4),
     ),
     "adasum on three ranks": _program(
         lambda hvd: applied(hvd, gradients_of(0), op=hvd.Adasum),

@@ -11,7 +11,13 @@ import cases
 import keras
 import tensorflow as tf
 
-TABLES = ("exchange_programs", "overflow_programs", "saving_programs", "refusal_programs")
+TABLES = (
+    "exchange_programs",
+    "overflow_programs",
+    "saving_programs",
+    "process_set_programs",
+    "refusal_programs",
+)
 
 
 def alone() -> dict:

@@ -151,6 +151,23 @@ def test_training_again_does_not_broadcast_again():
     assert run_ranks(2, run) == [1, 1]
 
 
+@pytest.mark.parametrize("name", ["built", "lazy"])
+def test_another_model_is_broadcast_as_well(name):
+    def run(comm):
+        callback = hvd.callbacks.BroadcastGlobalVariablesCallback(1)
+        x, found, calls = np.ones((4, 2), "float32"), [], []
+        for value in (1.0, 5.0, 5.0):  # rank 0 has 1 and 5, rank 1 has 2 and 6
+            model = _constant_model(name, comm.rank + value)
+            model.compile(hvd.DistributedOptimizer(keras.optimizers.SGD(0.0, name="sgd")), "mse")
+            model.fit(x, x[:, :1], 4, verbose=0, callbacks=[callback])
+            found.append([np.unique(weight).tolist() for weight in model.get_weights()])
+            calls.append(comm.traffic()["broadcast"].calls)
+        return found, calls
+
+    first, second = [[2.0], [0.0]] * 2, [[6.0], [0.0]] * 2
+    assert run_ranks(2, run) == [([first, second, second], [1, 2, 3])] * 2
+
+
 def test_dropout_masks_stay_different():
     def run(comm):
         dropout = keras.layers.Dropout(0.5, seed=comm.rank)
@@ -252,3 +269,15 @@ def test_history_and_later_callbacks_see_the_whole_job():
         assert history == logs
         assert history == pytest.approx(expected, rel=1e-5)
     assert results[0] == results[1]
+
+
+def test_a_rank_without_logs_takes_part():
+    def run(comm):
+        callback = hvd.callbacks.MetricAverageCallback()
+        callback.on_epoch_begin(0)
+        logs = {0: {"loss": 2.0}, 1: None, 2: {"loss": 5.0, "val_loss": 1.0}}[comm.rank]
+        callback.on_epoch_end(0, logs)
+        return logs
+
+    averaged = {"loss": 3.5, "val_loss": 1.0}
+    assert run_ranks(3, run, timeout=20) == [averaged, None, averaged]

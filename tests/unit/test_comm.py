@@ -1,11 +1,14 @@
 """Communicators: alone, as threads, and what happens when somebody is missing."""
 
+import sys
+import warnings
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import hvdext as hvd
-from hvdext import runtime
+from hvdext import engine, runtime
 from hvdext.comm import SoloComm, current, set_process_comm, use
 from hvdext.process_sets import ProcessSet
 from hvdext.testing import Room, run_ranks
@@ -170,6 +173,54 @@ def test_a_process_on_its_own(clean_process, monkeypatch):
         hvd.add_process_set([1])
     hvd.shutdown()
     assert not hvd.is_initialized()
+
+
+def test_what_the_engine_lacks_is_said_once(monkeypatch):
+    sentences = ["The first protection is missing.", "So is the second."]
+    monkeypatch.setattr(engine, "missing_protections", lambda: sentences)
+
+    def run(comm):
+        runtime._report_protections(comm)
+        comm.barrier("hvdext.test.reported")
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run_ranks(3, run)
+    assert [str(warning.message) for warning in caught] == sentences
+
+
+def test_only_rank_0_says_what_the_engine_lacks(monkeypatch):
+    asked = []
+    monkeypatch.setattr(engine, "missing_protections", lambda: asked.append(hvd.rank()) or ["Missing."])
+
+    def run(comm):
+        if comm.rank != 0:
+            runtime._report_protections(comm)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_ranks(3, run)
+    assert asked == []
+
+
+def test_launched_without_an_engine(monkeypatch):
+    monkeypatch.setitem(sys.modules, "horovod", None)
+    with pytest.raises(ImportError, match="Build it with `hvdext build-horovod`"):
+        runtime._join([])
+
+
+def test_ranks_must_add_the_same_set():
+    with pytest.raises(ValueError, match=r"add_process_set:\n  ranks: rank 0: \(0, 1\); rank 1: \(0,\)"):
+        run_ranks(2, lambda comm: hvd.add_process_set([0] if comm.rank else [0, 1]))
+
+
+def test_a_set_of_all_ranks_can_be_added_and_used():
+    def run(comm):
+        everybody = hvd.add_process_set(range(comm.size))
+        (summed,) = comm.subset(everybody).allreduce([tf.constant(comm.rank + 1)], "hvdext.all")
+        return everybody.ranks, int(summed)
+
+    assert run_ranks(3, run) == [((0, 1, 2), 6)] * 3
 
 
 def test_only_rank_0_talks():

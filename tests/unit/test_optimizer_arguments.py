@@ -31,6 +31,16 @@ def sgd(**arguments):
             r"`gradient_predivide_factor` must be a positive .*=0",
         ),
         (
+            {"gradient_predivide_factor": True},
+            ValueError,
+            r"`gradient_predivide_factor` must be a positive .*=True",
+        ),
+        (
+            {"gradient_predivide_factor": float("inf")},
+            ValueError,
+            r"`gradient_predivide_factor` must be a positive .*=inf",
+        ),
+        (
             {"gradient_predivide_factor": 2.0, "op": hvd.Sum},
             ValueError,
             r"`gradient_predivide_factor` needs op=Average. Received: .*=2.0 with op=Sum",
@@ -40,7 +50,14 @@ def sgd(**arguments):
             ValueError,
             r"`compression` must be hvd.Compression.none with op=Adasum",
         ),
-        ({"groups": 0}, ValueError, r"`groups` must be a positive number .* groups=0"),
+        ({"groups": -1}, ValueError, r"`groups` must be a positive number .* groups=-1"),
+        ({"num_groups": 2, "groups": 3}, ValueError, r"`num_groups` must .* num_groups=2, groups=3"),
+        (
+            {"num_groups": 2, "groups": [[]]},
+            ValueError,
+            r"`num_groups` must .* num_groups=2, groups=\[\[\]\]",
+        ),
+        ({"num_groups": -2}, ValueError, r"`num_groups` must be a positive number.* num_groups=-2"),
         ({"groups": [1, 2]}, ValueError, r"`groups` must be .* list of lists .* groups=\[1, 2\]"),
         (
             {"process_set": [0, 1]},
@@ -83,6 +100,54 @@ def test_accumulation_within_a_multi_optimizer():
         hvd.DistributedOptimizer(keras.optimizers.MultiOptimizer(choice))
 
 
+def test_accumulation_in_a_member_that_a_function_chooses():
+    member = sgd(gradient_accumulation_steps=3)
+    optimizer = hvd.DistributedOptimizer(keras.optimizers.MultiOptimizer(lambda variable: member))
+    with (
+        use(SoloComm()),
+        pytest.raises(ValueError, match=r"`gradient_accumulation_steps` must be None .*=3 on"),
+    ):
+        _apply(optimizer)
+
+
+def test_a_member_of_a_multi_optimizer_that_is_distributed_already():
+    member = hvd.DistributedOptimizer(sgd(name="mine"))
+    message = r"`optimizer` must not hold one that is distributed already.* MultiOptimizer with 'mine'"
+    choice = keras.optimizers.OptimizerMap(sgd(), {"v": member})
+    with pytest.raises(ValueError, match=message):
+        hvd.DistributedOptimizer(keras.optimizers.MultiOptimizer(choice))
+    chosen_late = hvd.DistributedOptimizer(keras.optimizers.MultiOptimizer(lambda variable: member))
+    with use(SoloComm()), pytest.raises(ValueError, match=message):
+        _apply(chosen_late)
+
+
+def test_a_group_with_a_variable_that_is_not_trained():
+    variables = [keras.Variable([1.0], name=name) for name in ("a", "b", "c")]
+    gradients = [tf.constant([1.0])] * 2
+    optimizer = hvd.DistributedOptimizer(sgd(), groups=[[variables[2], variables[0]]])
+    with (
+        use(SoloComm()),
+        pytest.raises(ValueError, match=r"`groups` must .* not trained: \['c'\]; repeated: \[\]"),
+    ):
+        optimizer.apply(gradients, variables[:2])
+
+
+def test_a_variable_in_two_groups():
+    variables = [keras.Variable([1.0], name=name) for name in ("a", "b")]
+    gradients = [tf.constant([1.0])] * 2
+    optimizer = hvd.DistributedOptimizer(sgd(), groups=[variables, [variables[0]]])
+    with (
+        use(SoloComm()),
+        pytest.raises(ValueError, match=r"`groups` must .* not trained: \[\]; repeated: \['a'\]"),
+    ):
+        optimizer.apply(gradients, variables)
+
+
+def test_no_groups_is_horovods_number_for_unset():
+    with use(SoloComm()):
+        assert _apply(hvd.DistributedOptimizer(keras.optimizers.SGD(1.0), groups=0)) == [-1.0]
+
+
 def test_num_groups_is_an_old_name():
     with pytest.warns(UserWarning, match="`num_groups` is Horovod's old name for `groups`"):
         hvd.DistributedOptimizer(sgd(), num_groups=2)
@@ -99,6 +164,20 @@ def test_the_tape_checks_its_arguments_when_it_is_made():
         hvd.DistributedGradientTape(3)
     with pytest.raises(ValueError, match="`op` must be"):
         hvd.DistributedGradientTape(tf.GradientTape(), op="sum")
+    with pytest.raises(ValueError, match="`num_groups` must be"):
+        hvd.DistributedGradientTape(tf.GradientTape(), num_groups=1, groups=2)
+
+
+def test_a_watched_tensor_is_no_source():
+    watched = tf.constant([3.0])
+    with use(SoloComm()), hvd.DistributedGradientTape(tf.GradientTape()) as tape:
+        tape.watch(watched)
+        loss = tf.reduce_sum(watched)
+    with (
+        use(SoloComm()),
+        pytest.raises(TypeError, match=r"`sources` must be variables.* Received: \[<tf.Tensor"),
+    ):
+        tape.gradient(loss, [watched])
 
 
 def _apply(optimizer):

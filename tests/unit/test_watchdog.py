@@ -1,9 +1,13 @@
-"""What the watchdog says, and that it ends a process that waits."""
+"""What the watchdog says, whom it accuses, and that it ends a process that waits."""
 
 import subprocess
 import sys
 
-from hvdext.watchdog import EXIT_CODE, Note, verdict
+import pytest
+import tensorflow as tf
+
+from hvdext.ledger import Ledger
+from hvdext.watchdog import EXIT_CODE, Note, Watchdog, verdict
 
 NAME = "hvdext.grad.sgd.0"
 
@@ -38,30 +42,102 @@ def test_without_a_board_nobody_is_accused():
     assert "rank 1" not in text
 
 
+# -- the ledger's labels and members --------------------------------------------------------------------
+
+
+def test_a_collective_of_some_ranks_is_labelled_with_them():
+    ledger = Ledger(4)
+    ledger.entry(NAME, (0, 1, 2, 3)).start([tf.constant(1)])
+    some = ledger.entry(NAME, (0, 2))
+    for _ in range(2):
+        some.finish(some.start([tf.constant(1)]), sent=8)
+    assert ledger.entry(NAME, (0, 2)) is some
+    label = f"{NAME} of ranks [0, 2]"
+    assert ledger.progress() == {NAME: (1, 0), label: (2, 2)}
+    assert ledger.members(NAME) == (0, 1, 2, 3)
+    assert ledger.members(label) == (0, 2)
+    assert (ledger.traffic()["grad"].calls, ledger.traffic()["grad"].bytes) == (2, 16)
+
+
+# -- notes ---------------------------------------------------------------------------------------------
+
+
+class _Notes:
+    """A board whose texts are given."""
+
+    def __init__(self, texts):
+        self._texts = texts
+
+    def read(self, key):
+        return self._texts.get(key)
+
+
+@pytest.mark.parametrize("text", ['{"time": 1.0, "progress": {"hvdext.gr', "", None])
+def test_a_note_cut_short_counts_as_none(text):
+    whole = '{"time": 1.0, "progress": {"hvdext.grad.sgd.0": [3, 2]}}'
+    watchdog = Watchdog(0, Ledger(2), _Notes({"0": whole, "1": text}), 1.0)
+    assert watchdog._read(0).progress == {NAME: [3, 2]}
+    assert watchdog._read(1) is None
+
+
+# -- in a process of its own -----------------------------------------------------------------------------
+
 _PROGRAM = """
+import json
 import time
 from hvdext.ledger import Ledger
 from hvdext.watchdog import Watchdog
 import tensorflow as tf
-ledger = Ledger()
+
+class Board:
+    # Keeps what this rank posts. The others: rank 2 is one step behind, ranks 1 and 3 never report.
+    def __init__(self):
+        behind = {{"hvdext.test.wait of ranks [0, 2]": [0, 0]}}
+        self.notes = {{"2": json.dumps({{"time": time.time(), "progress": behind}})}}
+    def post(self, key, text):
+        self.notes[key] = text
+    def read(self, key):
+        return self.notes.get(key)
+
+def asleep_in_the_main_thread():
+    time.sleep({seconds})
+
+ledger = Ledger(4)
 if {waiting}:
-    ledger.entry("hvdext.test.wait").start([tf.constant(1)])
-Watchdog(0, 2, ledger, None, deadline=0.5).start()
-time.sleep({seconds})
+    ledger.entry("hvdext.test.wait", {ranks}).start([tf.constant(1)])
+Watchdog(0, ledger, {board}, deadline=1.0).start()
+asleep_in_the_main_thread()
 """
 
 
-def _run(**values):
-    program = _PROGRAM.format(**values)
+def _run(waiting, seconds, ranks=(0, 1, 2, 3), board=None):
+    program = _PROGRAM.format(waiting=waiting, seconds=seconds, ranks=ranks, board=board)
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=90)
 
 
-def test_a_waiting_process_is_ended():
+def test_a_waiting_process_is_ended_with_a_verdict_and_its_stacks():
     ended = _run(waiting=True, seconds=60)
+    assert ended.returncode == EXIT_CODE == 124
+    verdict_text, stacks = ended.stderr.split("HVDEXT_DEADLINE=seconds", 1)
+    assert "rank 0 has waited 1 s in collective 'hvdext.test.wait', step 1" in verdict_text
+    assert "Which ranks are missing is not known" in verdict_text
+    assert "asleep_in_the_main_thread" in stacks
+
+
+def test_only_members_of_the_process_set_are_accused():
+    ended = _run(waiting=True, seconds=60, ranks=(0, 2), board="Board()")
     assert ended.returncode == EXIT_CODE
-    assert "rank 0 has waited" in ended.stderr
-    assert "'hvdext.test.wait', step 1" in ended.stderr
+    assert "in collective 'hvdext.test.wait of ranks [0, 2]', step 1" in ended.stderr
+    assert "rank 2 has not arrived: it has started this collective 0 times" in ended.stderr
+    for stranger in (1, 3):
+        assert f"rank {stranger} has" not in ended.stderr
+
+
+def test_among_all_ranks_every_missing_one_is_accused():
+    ended = _run(waiting=True, seconds=60, board="Board()")
+    for other in (1, 2, 3):
+        assert f"rank {other} has not arrived" in ended.stderr
 
 
 def test_a_process_that_does_not_wait_is_left_alone():
-    assert _run(waiting=False, seconds=2).returncode == 0
+    assert _run(waiting=False, seconds=3).returncode == 0
