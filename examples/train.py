@@ -62,10 +62,9 @@ def parse_arguments():
 
 def load(name):
     """Loads the data on every rank; where it has to be downloaded, one rank per host goes first."""
-    if hvd.local_rank() == 0:
-        datasets.load(name)
+    data = datasets.load(name) if hvd.local_rank() == 0 else None
     hvd.barrier()
-    return datasets.load(name)
+    return data or datasets.load(name)
 
 
 def build_model(shape):

@@ -62,12 +62,14 @@ def model_variables(model) -> list:
 def largest_difference(variables: Sequence) -> float:
     """How far the ranks' variables are apart; every rank must call it.
 
+    For the end of a run or a test: every rank gathers all ranks' values, as float64.
+
     Args:
         variables: Keras or TensorFlow variables; the same shapes and dtypes on every rank.
 
     Returns:
         The largest absolute difference of any element between any two ranks, the same on every rank; 0.0
-        means that all bits that count are equal. NaN if any value is NaN.
+        means that all bits that count are equal. NaN if any value is NaN or infinite.
     """
     comm = current()
     values = [np.ravel(tf.convert_to_tensor(v).numpy()).astype(np.float64) for v in variables]

@@ -139,7 +139,8 @@ class GradientExchange:
             f"{kind_of(g)} gradient, {'exchanged' if s else 'local'}"
             for i, (g, v, s) in enumerate(zip(gradients, variables, shared, strict=True))
         }
-        facts["buckets"] = self._buckets(self._dense_indices(gradients, variables), variables)
+        dense = self._dense_indices(gradients, variables, shared)
+        facts["buckets"] = self._buckets(dense, variables)
         return facts
 
     def is_shared(self, variables: Sequence) -> list[bool]:
@@ -166,7 +167,7 @@ class GradientExchange:
         if comm.size == 1:
             return result
         shared = self.is_shared(variables)
-        dense = self._dense_indices(gradients, variables)
+        dense = self._dense_indices(gradients, variables, shared)
         jobs: list[tuple[int, Any]] = []  # (when it is ready, what to do)
         for i, gradient in enumerate(gradients):
             if gradient is None:
@@ -227,8 +228,7 @@ class GradientExchange:
         everyone = comm.allgather(gradient[tf.newaxis], f"hvdext.grad.{self.name}.maximum{index}")
         result[index] = tf.ensure_shape(tf.reduce_max(everyone, axis=0), gradient.shape)
 
-    def _dense_indices(self, gradients, variables):
-        shared = self.is_shared(variables)
+    def _dense_indices(self, gradients, variables, shared):
         sparse = [isinstance(g, tf.IndexedSlices) and not self._sparse_as_dense for g in gradients]
         refused = [path_of(v) for v, a, b in zip(variables, sparse, shared, strict=True) if a and b]
         if self._op is ReduceOp.ADASUM and refused:
@@ -321,11 +321,7 @@ def _check_arguments(op, compression, predivide, groups, process_set):
 
 def _key(variable):
     """Keras variables hold a TensorFlow variable; either may be handed in for the other."""
-    return id(getattr(variable, "value", variable)) if _is_keras(variable) else id(variable)
-
-
-def _is_keras(variable):
-    return hasattr(variable, "path")
+    return id(variable.value if hasattr(variable, "path") else variable)
 
 
 def _item_bytes(variable):
