@@ -9,28 +9,68 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "Compression": "hvdext.compression",
     "DistributedGradientTape": "hvdext.tape",
     "DistributedOptimizer": "hvdext.optimizer",
-    "Compression": "hvdext.compression",
+    "PartialDistributedGradientTape": "hvdext.partial",
+    "PartialDistributedOptimizer": "hvdext.partial",
     "ProcessSet": "hvdext.process_sets",
+    "SyncBatchNormalization": "hvdext.sync_batch_norm",
     "add_process_set": "hvdext.runtime",
+    "allgather": "hvdext.collectives",
+    "allgather_object": "hvdext.objects",
+    "allreduce": "hvdext.collectives",
+    "alltoall": "hvdext.collectives",
     "barrier": "hvdext.runtime",
-    "broadcast_variables": "hvdext.broadcast",
+    "broadcast": "hvdext.collectives",
+    "broadcast_": "hvdext.collectives",
+    "broadcast_global_variables": "hvdext.variables",
+    "broadcast_object": "hvdext.objects",
+    "broadcast_variables": "hvdext.variables",
+    "ccl_built": "hvdext.build_info",
     "cross_rank": "hvdext.runtime",
     "cross_size": "hvdext.runtime",
+    "cuda_built": "hvdext.build_info",
+    "ddl_built": "hvdext.build_info",
+    "global_process_set": "hvdext.process_sets",
+    "gloo_built": "hvdext.build_info",
+    "gloo_enabled": "hvdext.build_info",
+    "grouped_allgather": "hvdext.collectives",
+    "grouped_allreduce": "hvdext.collectives",
+    "grouped_reducescatter": "hvdext.collectives",
     "init": "hvdext.runtime",
+    "is_homogeneous": "hvdext.runtime",
     "is_initialized": "hvdext.runtime",
-    "largest_difference": "hvdext.broadcast",
+    "join": "hvdext.joining",
+    "largest_difference": "hvdext.variables",
+    "load_model": "hvdext.loading",
     "local_rank": "hvdext.runtime",
     "local_size": "hvdext.runtime",
+    "mpi_built": "hvdext.build_info",
+    "mpi_enabled": "hvdext.build_info",
+    "mpi_threads_supported": "hvdext.build_info",
+    "nccl_built": "hvdext.build_info",
     "rank": "hvdext.runtime",
+    "reducescatter": "hvdext.collectives",
+    "remove_process_set": "hvdext.runtime",
+    "rocm_built": "hvdext.build_info",
+    "run": "hvdext.launching",
     "shutdown": "hvdext.runtime",
     "size": "hvdext.runtime",
+    "start_timeline": "hvdext.timeline",
+    "stop_timeline": "hvdext.timeline",
     "traffic": "hvdext.runtime",
     "verbose": "hvdext.runtime",
 }
-_OPS = {"Average": "AVERAGE", "Sum": "SUM", "Adasum": "ADASUM"}
-_MODULES = ("callbacks", "data", "engine")
+_OPS = {
+    "Adasum": "ADASUM",
+    "Average": "AVERAGE",
+    "Max": "MAX",
+    "Min": "MIN",
+    "Product": "PRODUCT",
+    "Sum": "SUM",
+}
+_MODULES = ("callbacks", "data", "elastic", "engine")
 
 __all__ = sorted([*_HOMES, *_OPS, *_MODULES])
 
@@ -39,7 +79,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = getattr(importlib.import_module(_HOMES[name]), name)
     elif name in _OPS:
-        value = importlib.import_module("hvdext.exchange").ReduceOp[_OPS[name]]
+        value = importlib.import_module("hvdext.reduce_op").ReduceOp[_OPS[name]]
     elif name in _MODULES:
         value = importlib.import_module(f"hvdext.{name}")
     else:

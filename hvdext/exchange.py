@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import math
 import re
 from collections.abc import Sequence
@@ -17,19 +16,8 @@ from hvdext.adasum import adasum
 from hvdext.comm import Communicator, current
 from hvdext.compression import Compression, allreduce_fp16
 from hvdext.process_sets import ProcessSet
+from hvdext.reduce_op import ReduceOp
 from hvdext.selection import Select, check_select, path_of, selected
-
-
-class ReduceOp(enum.Enum):
-    """How the ranks' gradients become one.
-
-    AVERAGE: their mean. SUM: their sum. ADASUM: adaptive summation, between the two, see
-    `hvdext.adasum`; needs a power-of-two number of ranks.
-    """
-
-    AVERAGE = "Average"
-    SUM = "Sum"
-    ADASUM = "Adasum"
 
 
 class GradientExchange:
@@ -286,7 +274,7 @@ def is_overwritten(variable) -> bool:
 
 
 def _check_arguments(op, compression, predivide, groups, process_set):
-    if not isinstance(op, ReduceOp):
+    if op not in (ReduceOp.AVERAGE, ReduceOp.SUM, ReduceOp.ADASUM):
         raise ValueError(f"`op` must be hvd.Average, hvd.Sum or hvd.Adasum. Received: op={op!r}.")
     if not isinstance(compression, Compression):
         raise ValueError(

@@ -22,8 +22,9 @@ from tensorflow.python.ops import control_flow_util
 
 from hvdext.accumulation import Accumulator
 from hvdext.compression import Compression
-from hvdext.exchange import GradientExchange, ReduceOp, is_overwritten, map_gradient
+from hvdext.exchange import GradientExchange, is_overwritten, map_gradient
 from hvdext.process_sets import ProcessSet
+from hvdext.reduce_op import ReduceOp
 from hvdext.selection import Select, path_of
 
 _HOOK = "_hvdext_hook"

@@ -12,9 +12,10 @@ import keras
 import tensorflow as tf
 
 from hvdext.compression import Compression
-from hvdext.exchange import GradientExchange, ReduceOp
+from hvdext.exchange import GradientExchange
 from hvdext.optimizer import old_groups
 from hvdext.process_sets import ProcessSet
+from hvdext.reduce_op import ReduceOp
 from hvdext.selection import Select, path_of
 
 # Which exchanges each job has compared over its ranks already.

@@ -10,9 +10,9 @@ import keras
 import tensorflow as tf
 
 from hvdext import agreement
-from hvdext.broadcast import broadcast_variables, model_variables
 from hvdext.comm import current
 from hvdext.optimizer import build, exchanges
+from hvdext.variables import broadcast_variables, model_variables
 
 
 class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):

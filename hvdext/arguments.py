@@ -1,0 +1,44 @@
+"""A wrong keyword gets the nearest valid one: `hvd.DistributedOptimizer(..., backward_passes=2)`."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def suggests_keywords(function: F) -> F:
+    """Makes `function` (or a class's `__init__`) answer an unknown keyword with the nearest valid one.
+
+    The signature stays visible to `inspect.signature`.
+
+    Raises:
+        TypeError: from the decorated function, if it is called with a keyword that it does not have.
+    """
+    parameters = inspect.signature(function).parameters
+    keywords = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    keywords = [name for name in keywords if name != "self"]
+
+    @functools.wraps(function)
+    def checked(*args, **kwargs):
+        for name in kwargs:
+            if name not in keywords:
+                raise TypeError(unknown_keyword(_label(function), name, keywords))
+        return function(*args, **kwargs)
+
+    return checked  # type: ignore[return-value]
+
+
+def unknown_keyword(function: str, received: str, keywords: Sequence[str]) -> str:
+    """The message for a keyword that `function` does not have."""
+    nearest = difflib.get_close_matches(received, keywords, n=1)
+    hint = f"Did you mean `{nearest[0]}`?" if nearest else f"It has: {', '.join(keywords)}."
+    return f"`{function}` has no argument `{received}`. {hint}"
+
+
+def _label(function):
+    return "hvd." + function.__qualname__.removesuffix(".__init__")
