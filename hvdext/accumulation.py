@@ -71,6 +71,11 @@ class Accumulator:
         divisor = self.passes if self.average else 1
         return [None if store is None else store.take(divisor) for store in self._stores]
 
+    def clear(self) -> None:
+        """Drops what has been added up, and starts the next cycle."""
+        if self._stores is not None:
+            self.take()
+
 
 def kind_of(gradient) -> str:
     """What `gradient` is: "no", "sparse" or "dense"."""

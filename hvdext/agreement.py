@@ -15,26 +15,41 @@ from hvdext.comm import Communicator
 _LINES = 20  # differences spelled out; more are counted
 
 
-def check(comm: Communicator, subject: str, facts: Mapping[str, object]) -> None:
+def check(
+    comm: Communicator, subject: str, facts: Mapping[str, object] | None, problem: str | None = None
+) -> None:
     """Compares `facts` over the ranks. Every rank of `comm` must call it, at the same point.
 
     Args:
         comm: who compares.
         subject: what the facts describe, for the message: "DistributedOptimizer 'adam'".
-        facts: what must agree, by name; values are compared by their `repr`.
+        facts: what must agree, by name; values are compared by their `repr`. None: this rank has nothing to
+            say (it has run out of batches) and hears what the others agree on.
+        problem: what is wrong with the facts by themselves.
 
     Raises:
-        ValueError: on every rank alike, if any fact or the subject differs.
+        ValueError: on every rank alike, if any fact or the subject differs, or they agree on a problem.
     """
     if comm.size == 1:
+        if problem is not None:
+            raise ValueError(problem)
         return
-    mine = {"subject": subject} | {key: repr(value) for key, value in facts.items()}
-    digest = hashlib.sha256(repr(sorted(mine.items())).encode()).hexdigest()
-    if len(set(comm.allgather_object(digest, "hvdext.agreement.digest"))) == 1:
+    mine = None
+    if facts is not None:
+        mine = {"subject": subject} | {key: repr(value) for key, value in facts.items()}
+        mine |= {"error": problem} if problem is not None else {}
+    digest = hashlib.sha256(repr(sorted(mine.items())).encode()).hexdigest() if mine else None
+    digests = comm.allgather_object((digest, problem), "hvdext.agreement.digest")
+    speaking = [i for i, (digest, _) in enumerate(digests) if digest is not None]
+    if len({digests[i][0] for i in speaking}) <= 1:
+        agreed_problem = digests[speaking[0]][1] if speaking else None
+        if agreed_problem is not None:
+            raise ValueError(agreed_problem)
         return
     everyone = comm.allgather_object(mine, "hvdext.agreement.facts")
+    views = [everyone[i] for i in speaking]
     # The first rank's subject: the message must be the same on every rank.
-    raise ValueError(disagreement(everyone[0]["subject"], everyone, comm.ranks))
+    raise ValueError(disagreement(views[0]["subject"], views, tuple(comm.ranks[i] for i in speaking)))
 
 
 def disagreement(subject: str, everyone: list[dict[str, str]], ranks: tuple[int, ...]) -> str:

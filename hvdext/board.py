@@ -12,10 +12,12 @@ import os
 import secrets
 import socket
 import urllib.request
+from typing import TYPE_CHECKING
 
 import psutil
 
-from hvdext.comm import Communicator
+if TYPE_CHECKING:  # hvd.run uses the board without TensorFlow
+    from hvdext.comm import Communicator
 
 _SECONDS = 3.0  # per request: the board must never become a wait of its own
 
@@ -66,7 +68,7 @@ def shared_board(comm: Communicator) -> Board | None:
 def own_board(comm: Communicator) -> Board | None:
     """A board that rank 0 opens and every rank reaches, or None. Every rank must call it."""
     # A scope of this job's own: on another host the same port may belong to another job.
-    opened = (_open_server(), f"hvdext-{secrets.token_hex(8)}") if comm.rank == 0 else None
+    opened = (open_server(), f"hvdext-{secrets.token_hex(8)}") if comm.rank == 0 else None
     addresses, scope = comm.broadcast_object(opened, 0, "hvdext.board.addresses")
     if comm.rank == 0:
         Board(addresses[0], scope).post("open", "yes")
@@ -78,7 +80,7 @@ def own_board(comm: Communicator) -> Board | None:
     return None
 
 
-def _open_server():
+def open_server() -> list[str]:
     """Starts a server that lives as long as this process; returns the addresses it may be reached at."""
     from horovod.runner.http.http_server import KVStoreServer
 

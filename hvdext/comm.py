@@ -22,8 +22,10 @@ import pickle
 import re
 import threading
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import tensorflow as tf
 
@@ -42,6 +44,9 @@ _WIDER = {
     tf.uint32: tf.int64,
 }
 _MOVABLE = _REDUCIBLE | {tf.int16, tf.uint16, tf.bool}
+# The engine's reducescatter knows two types less.
+_SCATTERS_WIDER = _WIDER | {tf.uint8: tf.int32, tf.int8: tf.int32}
+_OPS = ("sum", "min", "max", "product")
 
 
 class Communicator(abc.ABC):
@@ -71,22 +76,48 @@ class Communicator(abc.ABC):
         *,
         prescale: float = 1.0,
         postscale: float = 1.0,
+        op: str = "sum",
     ) -> list[tf.Tensor]:
-        """Sums each of `tensors` over the ranks, as one fused message.
+        """Combines each of `tensors` over the ranks element by element, as one fused message.
 
         Args:
             tensors: tensors of one dtype; the same shapes on every rank.
             name: the collective's name, the same on every rank.
-            prescale: each rank's tensors are multiplied by it before the sum.
-            postscale: the sum is multiplied by it.
+            prescale: with "sum", each rank's tensors are multiplied by it before the sum.
+            postscale: with "sum", the sum is multiplied by it.
+            op: "sum", "min", "max" or "product".
 
         Returns:
-            `postscale * sum over ranks of prescale * tensor`, bit for bit the same on every rank.
+            `postscale * sum over ranks of prescale * tensor`, or the ranks' smallest, largest or multiplied
+            values; bit for bit the same on every rank.
         """
         tensors = [tf.convert_to_tensor(tensor) for tensor in tensors]
+        if op != "sum":
+            _check_op(op, prescale, postscale)
+            return tensors if self.size == 1 else self._run("_reduce", tensors, name, op=op)
         if self.size == 1:
             return [_scaled(tensor, prescale * postscale) for tensor in tensors]
         return self._run("_reduce", tensors, name, prescale=float(prescale), postscale=float(postscale))
+
+    def reducescatter(
+        self, tensor: tf.Tensor, name: str, *, prescale: float = 1.0, postscale: float = 1.0
+    ) -> tf.Tensor:
+        """Sums `tensor` over the ranks; each rank gets its block of the sum's rows.
+
+        Args:
+            tensor: at least one axis; the same shape and dtype on every rank.
+            name: the collective's name, the same on every rank.
+            prescale: each rank's tensor is multiplied by it before the sum.
+            postscale: the sum is multiplied by it.
+
+        Returns:
+            This rank's rows, the blocks in rank order. Where the ranks do not divide the rows, the first
+            ranks get one row more than the others.
+        """
+        tensor = tf.convert_to_tensor(tensor)
+        if self.size == 1:
+            return _scaled(tensor, prescale * postscale)
+        return self._run("_scatter", [tensor], name, prescale=float(prescale), postscale=float(postscale))[0]
 
     def allgather(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
         """Concatenates the ranks' tensors along axis 0, in rank order.
@@ -128,28 +159,61 @@ class Communicator(abc.ABC):
         return self._run("_spread", tensors, name, root=root)
 
     # -- objects: eagerly, on every rank of the group --------------------------------------------------
+    # What does not pickle travels as a word about it: the others wait for this rank.
 
     def allgather_object(self, value: Any, name: str) -> list:
-        """Returns every rank's `value` (anything that pickles), in rank order."""
+        """Returns every rank's `value` (anything that cloudpickle can pickle), in rank order.
+
+        Raises:
+            ValueError: on every rank alike, if a rank's `value` does not pickle.
+        """
         if self.size == 1:
             return [value]
-        payload = tf.constant(np.frombuffer(pickle.dumps(value), np.uint8))
-        sizes = self.allgather(tf.shape(payload), f"{name}.size").numpy()
+        payload = tf.constant(_pickled(value))
+        sizes = self.allgather(tf.shape(payload, tf.int64), f"{name}.size").numpy()
         parts = np.split(self.allgather(payload, name).numpy(), np.cumsum(sizes)[:-1])
-        return [pickle.loads(part.tobytes()) for part in parts]
+        values = [_unpickled(part) for part in parts]
+        _check_pickled(dict(zip(self.ranks, values, strict=True)))
+        return values
 
     def broadcast_object(self, value: Any, root: int, name: str) -> Any:
-        """Returns rank `root`'s `value` on every rank; what the others pass is ignored."""
-        payload = np.frombuffer(pickle.dumps(value), np.uint8)
-        (length,) = self.broadcast([tf.constant(payload.size)], root, f"{name}.size")
+        """Returns rank `root`'s `value` on every rank; what the others pass is ignored.
+
+        Raises:
+            ValueError: on every rank alike, if the root's `value` does not pickle.
+        """
+        if self.size == 1:
+            return value
+        payload = _pickled(value) if self.rank == root else np.zeros(0, np.uint8)
+        (length,) = self.broadcast([tf.constant(payload.size, tf.int64)], root, f"{name}.size")
         if self.rank != root:
             payload = np.zeros(int(length), np.uint8)
         (payload,) = self.broadcast([tf.constant(payload)], root, name)
-        return pickle.loads(payload.numpy().tobytes())
+        received = _unpickled(payload.numpy())
+        _check_pickled({self.ranks[root]: received})
+        return received
 
     def barrier(self, name: str) -> None:
         """Returns once every rank of the group has called it."""
         self.allgather(tf.zeros([1], tf.uint8), name)
+
+    def join(self, name: str) -> int:
+        """Waits, eagerly, until every rank has called it; meanwhile adds zeros to the others' sums.
+
+        Args:
+            name: what the ledger and the watchdog call it.
+
+        Returns:
+            The global rank that came last.
+        """
+        if self.size == 1:
+            return self.ranks[0]
+        entry = self._entry(name)
+        with tf.init_scope():
+            entry.start([])
+            last = self._join()
+            entry.finish([], 0)
+        return last
 
     # -- the group -----------------------------------------------------------------------------------
 
@@ -164,8 +228,11 @@ class Communicator(abc.ABC):
     # -- what an implementation with more than one rank provides; called inside a graph ----------------
 
     def _allreduce(
-        self, tensors: list[tf.Tensor], name: str, prescale: float, postscale: float
+        self, tensors: list[tf.Tensor], name: str, prescale: float, postscale: float, op: str
     ) -> list[tf.Tensor]:
+        raise NotImplementedError
+
+    def _reducescatter(self, tensor: tf.Tensor, name: str, prescale: float, postscale: float) -> tf.Tensor:
         raise NotImplementedError
 
     def _allgather(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
@@ -177,29 +244,39 @@ class Communicator(abc.ABC):
     def _broadcast(self, tensor: tf.Tensor, root: int, name: str) -> tf.Tensor:
         raise NotImplementedError
 
+    def _join(self) -> int:
+        raise NotImplementedError(f"{type(self).__name__} cannot join: only Horovod's engine can.")
+
     # -- one collective: types that travel, marks in the ledger, and the call itself ------------------
 
-    def _reduce(self, tensors, name, prescale, postscale):
+    def _reduce(self, tensors, name, prescale=1.0, postscale=1.0, op="sum"):
         dtype = tensors[0].dtype
-        if dtype not in _REDUCIBLE and dtype not in _WIDER:
-            raise TypeError(f"`tensors` must hold real numbers that can be summed. Received: {dtype.name}.")
-        wire = dtype if dtype in _REDUCIBLE else _WIDER[dtype]
+        wire = _wire(dtype, _WIDER)
         tensors = [tf.cast(tensor, wire) for tensor in tensors]
-        entry = self.ledger.entry(name, self.ranks)
+        entry = self._entry(name)
         tensors = entry.start(tensors)
-        results = self._allreduce(tensors, name, prescale, postscale)
+        results = self._allreduce(tensors, name, prescale, postscale, op)
         entry.finish(results, sum(map(_bytes, tensors)) * 2 * (self.size - 1) // self.size)
         return [tf.cast(result, dtype) for result in results]
 
+    def _scatter(self, tensors, name, prescale, postscale):
+        dtype = tensors[0].dtype
+        wire = _wire(dtype, _SCATTERS_WIDER)
+        entry = self._entry(name)
+        (tensor,) = entry.start([tf.cast(tensors[0], wire)])
+        result = self._reducescatter(tensor, name, prescale, postscale)
+        entry.finish([result], _bytes(tensor) * (self.size - 1) // self.size)
+        return [tf.cast(result, dtype)]
+
     def _gather(self, tensors, name):
-        entry = self.ledger.entry(name, self.ranks)
+        entry = self._entry(name)
         (tensor,) = entry.start([_movable(tensors[0])])
         result = self._allgather(tensor, name)
         entry.finish([result], _bytes(tensor) * (self.size - 1))
         return [_moved(result, tensors[0].dtype)]
 
     def _exchange(self, tensors, name):
-        entry = self.ledger.entry(name, self.ranks)
+        entry = self._entry(name)
         tensor, splits = entry.start([_movable(tensors[0]), tensors[1]])
         result = self._alltoall(tensor, splits, name)
         rows = tf.cast(tf.reduce_sum(splits), tf.int64)
@@ -208,7 +285,7 @@ class Communicator(abc.ABC):
         return [_moved(result, tensors[0].dtype)]
 
     def _spread(self, tensors, name, root):
-        entry = self.ledger.entry(name, self.ranks)
+        entry = self._entry(name)
         started = entry.start([_movable(tensor) for tensor in tensors])
         results = [self._broadcast(tensor, root, f"{name}.{i}") for i, tensor in enumerate(started)]
         # A binomial tree: the root sends to log2(size) others, who pass it on.
@@ -218,6 +295,17 @@ class Communicator(abc.ABC):
         for result, tensor in zip(moved, tensors, strict=True):
             result.set_shape(tensor.shape)
         return moved
+
+    def _entry(self, name):
+        """The ledger's entry for this group, whose variables no function being traced may claim as its own.
+
+        A function that has made variables is traced a second time, and may make none when it is traced for
+        other arguments. TensorFlow knows which function by the thread.
+        """
+        if tf.executing_eagerly():
+            return self.ledger.entry(name, self.ranks)
+        with futures.ThreadPoolExecutor(1) as thread:
+            return thread.submit(self.ledger.entry, name, self.ranks).result()
 
     def _run(self, method: str, tensors: list[tf.Tensor], name: str, **options) -> list[tf.Tensor]:
         """Calls `method` in a graph: eager operations of the engine ignore their names."""
@@ -275,16 +363,14 @@ class HorovodComm(Communicator):
             self._subsets[process_set.ranks] = HorovodComm(process_set, self.ledger)
         return self._subsets[process_set.ranks]
 
-    def _allreduce(self, tensors, name, prescale, postscale):
+    def _allreduce(self, tensors, name, prescale, postscale, op):
         # One flat message: handing the engine several tensors costs it more than this copy.
         flat = tensors[0] if len(tensors) == 1 else tf.concat([tf.reshape(t, [-1]) for t in tensors], 0)
-        # The engine holds its factors in float32. Where that is not exact enough, scale here.
-        exact = all(float(np.float32(factor)) == factor for factor in (prescale, postscale))
-        inside = exact or flat.dtype != tf.float64
+        inside = _exact(flat, prescale, postscale)
         total = self._ops._allreduce(
             flat if inside else _scaled(flat, prescale),
             name=name,
-            op=self._ops.Sum,
+            op=getattr(self._ops, op.capitalize()),
             prescale_factor=prescale if inside else 1.0,
             postscale_factor=postscale if inside else 1.0,
             ignore_name_scope=True,
@@ -295,6 +381,19 @@ class HorovodComm(Communicator):
             return [total]
         parts = tf.split(total, [tf.size(t) for t in tensors])
         return [tf.reshape(p, tf.shape(t)) for p, t in zip(parts, tensors, strict=True)]
+
+    def _reducescatter(self, tensor, name, prescale, postscale):
+        inside = _exact(tensor, prescale, postscale)
+        total = self._ops._reducescatter(
+            tensor if inside else _scaled(tensor, prescale),
+            name=name,
+            op=self._ops.Sum,
+            ignore_name_scope=True,
+            process_set=self._engine_set,
+            prescale_factor=prescale if inside else 1.0,
+            postscale_factor=postscale if inside else 1.0,
+        )
+        return total if inside else _scaled(total, postscale)
 
     def _allgather(self, tensor, name):
         return self._ops.allgather(tensor, name=name, ignore_name_scope=True, process_set=self._engine_set)
@@ -313,6 +412,10 @@ class HorovodComm(Communicator):
             ignore_name_scope=True,
             process_set=self._engine_set,
         )
+
+    def _join(self):
+        # Eagerly: of an operation without inputs TensorFlow may keep the first result of a graph.
+        return int(self._ops.join())
 
 
 def _engine_set(process_set, mpi_ops, engine_sets):
@@ -384,7 +487,59 @@ _LAUNCHER_VARIABLES = (
 )
 
 
-# -- tensors on the way -------------------------------------------------------------------------------
+# -- tensors and objects on the way -------------------------------------------------------------------
+
+
+def can_be_reduced(dtype: tf.DType) -> bool:
+    """True for the types that `Communicator.allreduce` takes: real numbers and booleans."""
+    return dtype in _REDUCIBLE or dtype in _WIDER
+
+
+def _check_op(op, prescale, postscale):
+    if op not in _OPS:
+        raise ValueError(f"`op` must be one of {_OPS}. Received: op={op!r}.")
+    if prescale != 1.0 or postscale != 1.0:
+        raise ValueError(
+            f"`prescale` and `postscale` need op='sum'. Received: {prescale} and {postscale} with op={op!r}."
+        )
+
+
+def _wire(dtype, wider):
+    """The type in which the engine sums values of type `dtype`."""
+    if not can_be_reduced(dtype):
+        raise TypeError(f"`tensors` must hold real numbers that can be summed. Received: {dtype.name}.")
+    return wider.get(dtype, dtype)
+
+
+def _exact(tensor, *factors):
+    # The engine holds its factors in float32. Where that is not exact enough, scale outside.
+    return tensor.dtype != tf.float64 or all(float(np.float32(factor)) == factor for factor in factors)
+
+
+class _Unpicklable:
+    """Travels in place of an object that does not pickle."""
+
+    def __init__(self, reason: str):
+        self.reason = reason
+
+
+def _pickled(value):
+    try:
+        data = cloudpickle.dumps(value)
+    except Exception as error:  # pickling runs the object's own code
+        data = cloudpickle.dumps(_Unpicklable(f"{type(value).__name__}: {error}"))
+    return np.frombuffer(data, np.uint8)
+
+
+def _unpickled(array):
+    return pickle.loads(array.tobytes())
+
+
+def _check_pickled(values):
+    problems = {rank: v.reason for rank, v in values.items() if isinstance(v, _Unpicklable)}
+    if problems:
+        lines = [f"rank {rank}: {reason}" for rank, reason in problems.items()]
+        raise ValueError("`obj` must be an object that pickles. Received:\n  " + "\n  ".join(lines))
 
 
 def _scaled(tensor: tf.Tensor, factor: float) -> tf.Tensor:

@@ -17,7 +17,7 @@ from hvdext.comm import Communicator, current
 from hvdext.compression import Compression, allreduce_fp16
 from hvdext.process_sets import ProcessSet
 from hvdext.reduce_op import ReduceOp
-from hvdext.selection import Select, check_select, path_of, selected
+from hvdext.selection import Select, check_select, identity_of, path_of, selected
 
 
 class GradientExchange:
@@ -100,7 +100,17 @@ class GradientExchange:
         return comm
 
     def agree(self, subject: str, gradients, variables, settings: dict[str, object]) -> None:
-        """Compares variables, kinds of gradients and settings over the ranks; see `agreement.check`."""
+        """Compares variables, kinds of gradients and settings over the ranks; see `agreement.check`.
+
+        Args:
+            subject: whose they are.
+            gradients: None on a rank without any, which hears what the others agree on.
+            variables: the variables they belong to.
+            settings: what else must agree.
+        """
+        if gradients is None:
+            agreement.check(self.comm(), subject, None)
+            return
         facts: dict[str, object] = {
             "exchange name": self.name,
             "op": self._op.value,
@@ -114,11 +124,8 @@ class GradientExchange:
         try:
             facts |= self._gradient_facts(gradients, variables)
         except ValueError as error:  # told to the other ranks first, who would wait for this one
-            problem = error
-            facts["error"] = str(error)
-        agreement.check(self.comm(), subject, facts | settings)
-        if problem is not None:
-            raise problem
+            problem = str(error)
+        agreement.check(self.comm(), subject, facts | settings, problem)
 
     def _gradient_facts(self, gradients, variables):
         shared = self.is_shared(variables)
@@ -137,11 +144,13 @@ class GradientExchange:
         Raises:
             ValueError: if a pattern matches none of them.
         """
-        local = {_key(variable) for variable in self._local}
+        local = {identity_of(variable) for variable in self._local}
         chosen = selected(variables, self._select)
-        return [c and _key(v) not in local for c, v in zip(chosen, variables, strict=True)]
+        return [c and identity_of(v) not in local for c, v in zip(chosen, variables, strict=True)]
 
-    def combine(self, gradients: Sequence, variables: Sequence) -> list:
+    def combine(
+        self, gradients: Sequence, variables: Sequence, contributors: tf.Tensor | None = None
+    ) -> list:
         """Returns what every rank applies: one gradient per variable, None where there was none.
 
         Call it on every rank of the exchange, with gradients of the same kinds and shapes.
@@ -149,6 +158,7 @@ class GradientExchange:
         Args:
             gradients: `tf.Tensor`, `tf.IndexedSlices` or None, one per variable.
             variables: the variables they belong to.
+            contributors: how many ranks an average is over, a float64 scalar; None: all of them.
         """
         comm = self.comm()
         result: list[Any] = list(gradients)
@@ -173,7 +183,16 @@ class GradientExchange:
         # backward produces them.
         for _, job in sorted(jobs, key=lambda job: -job[0]):
             job()
+        if contributors is not None:
+            self._rescale(result, variables, shared, comm.size / contributors)
         return result
+
+    def _rescale(self, result, variables, shared, factor):
+        """Turns averages over all ranks into averages over those that contribute."""
+        for i, variable in enumerate(variables):
+            averaged = self._op is ReduceOp.AVERAGE if shared[i] else self._scale_local
+            if averaged and not is_overwritten(variable):
+                result[i] = map_gradient(lambda g: g * tf.cast(factor, g.dtype), result[i])
 
     def _reduce(self, comm, result, variables, members, number):
         """Replaces the dense gradients of one bucket by their combination."""
@@ -241,17 +260,17 @@ class GradientExchange:
             lists = fusion.grouped(len(dense), kinds, self._groups)
         else:
             _check_groups(self._groups, variables)
-            place = {_key(v): i for i, v in enumerate(picked)}
-            named = [[place[_key(v)] for v in g if _key(v) in place] for g in self._groups]
+            place = {identity_of(v): i for i, v in enumerate(picked)}
+            named = [[place[identity_of(v)] for v in g if identity_of(v) in place] for g in self._groups]
             lists = fusion.grouped(len(dense), kinds, [group for group in named if group])
         return [[dense[i] for i in members] for members in lists]
 
 
 def _check_groups(groups, variables):
     named = [variable for group in groups for variable in group]
-    known = {_key(variable) for variable in variables}
-    strangers = [path_of(variable) for variable in named if _key(variable) not in known]
-    repeated = sorted({path_of(v) for v in named if sum(_key(v) == _key(w) for w in named) > 1})
+    known = {identity_of(variable) for variable in variables}
+    strangers = [path_of(variable) for variable in named if identity_of(variable) not in known]
+    repeated = sorted({path_of(v) for v in named if sum(identity_of(v) == identity_of(w) for w in named) > 1})
     if strangers or repeated:
         raise ValueError(
             "`groups` must hold trainable variables, each at most once. Received: "
@@ -305,11 +324,6 @@ def _check_arguments(op, compression, predivide, groups, process_set):
         )
     if process_set is not None and not isinstance(process_set, ProcessSet):
         raise TypeError(f"`process_set` must be a hvd.ProcessSet. Received: process_set={process_set!r}.")
-
-
-def _key(variable):
-    """Keras variables hold a TensorFlow variable; either may be handed in for the other."""
-    return id(variable.value if hasattr(variable, "path") else variable)
 
 
 def _item_bytes(variable):

@@ -21,15 +21,18 @@ from keras.optimizers import LossScaleOptimizer
 from tensorflow.python.ops import control_flow_util
 
 from hvdext.accumulation import Accumulator
+from hvdext.arguments import suggests_keywords
 from hvdext.compression import Compression
 from hvdext.exchange import GradientExchange, is_overwritten, map_gradient
 from hvdext.process_sets import ProcessSet
 from hvdext.reduce_op import ReduceOp
 from hvdext.selection import Select, path_of
+from hvdext.uneven import RollCall, empty_gradients, kinds_of
 
 _HOOK = "_hvdext_hook"
 
 
+@suggests_keywords
 def DistributedOptimizer(
     optimizer: keras.optimizers.Optimizer,
     name: str | None = None,
@@ -47,6 +50,7 @@ def DistributedOptimizer(
     scale_local_gradients: bool = True,
     *,
     select: Select = None,
+    uneven_batches: bool = False,
 ) -> keras.optimizers.Optimizer:
     """Makes `optimizer` combine its gradients over the ranks before it applies them.
 
@@ -80,6 +84,8 @@ def DistributedOptimizer(
         select: which variables are exchanged: a pattern on variable paths such as `"*/kernel"`, a list
             of patterns, or a function of a variable. The others stay local, as do those given to
             `optimizer.register_local_var(variable)`. None: all.
+        uneven_batches: for custom loops in which a rank may run out of batches before the others: it then
+            calls `hvd.join(optimizer)`. In `model.fit` the callback `hvd.callbacks.UnevenBatches` does both.
 
     Returns:
         `optimizer`.
@@ -114,6 +120,7 @@ def DistributedOptimizer(
     if backward_passes_per_step > 1:
         accumulator = Accumulator(backward_passes_per_step, average_aggregated_gradients)
     hook = ApplyHook(target, exchange, accumulator)
+    hook.expect_uneven_batches(uneven_batches)
     setattr(target, _HOOK, hook)
     target.apply = hook.apply
     target.register_local_var = exchange.register_local_var
@@ -156,6 +163,13 @@ def exchanges(optimizer) -> bool:
     return hook_of(optimizer) is not None or (bool(members) and all(map(hook_of, members)))
 
 
+def hooks_of(optimizer) -> list[ApplyHook]:
+    """The hooks in `optimizer` and, where it is a `MultiOptimizer`, in its members."""
+    target = _innermost(optimizer)
+    hooks = map(hook_of, [target, *getattr(target, "optimizers", [])])
+    return [hook for hook in hooks if hook is not None]
+
+
 class ApplyHook:
     """Stands in front of one optimizer's `apply`: decides whether, and hands on to who does what."""
 
@@ -165,22 +179,26 @@ class ApplyHook:
         exchange: GradientExchange,
         accumulator: Accumulator | None,
     ):
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._exchange = exchange
         self._accumulator = accumulator
         self._plain_apply = optimizer.apply
         self._ready = False
+        self._kinds: list | None = None  # what the gradients are made of
+        self._roll_call: RollCall | None = None
+        self._follow_traced: tuple | None = None  # (outer, ids of variables, function)
         self.is_combined = False  # True while Keras' own apply works on combined gradients
         if optimizer.gradient_accumulation_steps:
             self._plain_clip = optimizer._clip_gradients
             optimizer._clip_gradients = self._combine_and_clip
 
+    @tf.autograph.experimental.do_not_convert
     def apply(self, gradients, trainable_variables=None) -> None:
         """The optimizer's `apply` from now on."""
         if self.is_combined:
             self._plain_apply(gradients, trainable_variables)
         else:
-            self.step(self._optimizer, gradients, trainable_variables)
+            self.step(self.optimizer, gradients, trainable_variables)
 
     def step(self, outer, gradients, trainable_variables=None) -> None:
         """One micro-batch: combines and applies its gradients, or keeps them until a cycle is full.
@@ -197,7 +215,13 @@ class ApplyHook:
         _refuse_xla()
         if not self._ready:
             self._prepare(outer, gradients, variables)
-        if self._optimizer.gradient_accumulation_steps:
+        # Keras finds out that its data has ended by running one step more, which fails for want of a batch.
+        # What does not wait for the batch would run all the same: counters, the roll call.
+        with tf.control_dependencies(_latest(gradients)):
+            self._step(outer, gradients, variables)
+
+    def _step(self, outer, gradients, variables):
+        if self.has_keras_accumulation:
             self._accumulate_in_keras(gradients, variables)
             return
         scale = _loss_scale(outer)
@@ -215,15 +239,97 @@ class ApplyHook:
 
     def _update(self, outer, gradients, variables, scale):
         """Combines gradients over the ranks and lets Keras do the rest."""
-        combined = self._exchange.combine(gradients, variables)
+        contributors = self._roll_call.take(True) if self._roll_call else None
+        combined = self._combined(outer, gradients, variables, contributors)
+        self._apply_combined(outer, _times(combined, scale), variables)  # Keras removes the scale again
+        return tf.constant(True)
+
+    def _combined(self, outer, gradients, variables, contributors):
+        combined = self._exchange.combine(gradients, variables, contributors)
         if isinstance(outer, LossScaleOptimizer):
             combined = self._spread_overflow(gradients, combined, variables)
+        return combined
+
+    def _apply_combined(self, outer, combined, variables):
         self.is_combined = True
         try:
-            outer.apply(_times(combined, scale), variables)  # Keras removes the scale again
+            outer.apply(combined, variables)
         finally:
             self.is_combined = False
-        return tf.constant(True)
+
+    @property
+    def expects_uneven_batches(self) -> bool:
+        """Whether ranks may make different numbers of steps."""
+        return self._roll_call is not None
+
+    @property
+    def has_keras_accumulation(self) -> bool:
+        """Whether Keras adds up micro-batches itself (`gradient_accumulation_steps`)."""
+        return bool(self.optimizer.gradient_accumulation_steps)
+
+    def expect_uneven_batches(self, expected: bool) -> None:
+        """Says whether ranks may make different numbers of steps from now on; the same on all ranks.
+
+        A training step that has been traced already must be traced again.
+        """
+        self._roll_call = None
+        self._follow_traced = None
+        if expected:
+            self._roll_call = RollCall(self._exchange.name, self._exchange.comm, self.optimizer)
+
+    def restart(self) -> None:
+        """Forgets what held among the ranks so far, since others take part from now on.
+
+        The next step compares the ranks anew and begins a cycle of micro-batches. A training step that has
+        been traced already must be traced again.
+        """
+        self._ready = False
+        self._kinds = None
+        if self._accumulator is not None:
+            self._accumulator.clear()
+
+    def join(self, outer, variables) -> None:
+        """Takes part in the other ranks' updates, without a gradient, until no rank has one left.
+
+        Every rank that has expected uneven batches calls it once its batches have run out; all return
+        together.
+
+        Args:
+            outer: the optimizer, or the `LossScaleOptimizer` around it.
+            variables: its trainable variables.
+        """
+        if self._exchange.comm().size == 1:
+            return
+        if not self._ready:
+            self._prepare(outer, None, variables)
+        if self._kinds is None:  # no rank has had a batch yet
+            return
+        ids = [id(variable) for variable in variables]
+        if self._follow_traced is None or self._follow_traced[:2] != (outer, ids):
+            follow = tf.function(lambda: self._follow(outer, variables), autograph=False)
+            self._follow_traced = (outer, ids, follow)
+        while self._follow_traced[2]().numpy() > 0:
+            pass
+
+    def _follow(self, outer, variables):
+        """One update of the others; returns how many ranks have contributed to it."""
+        assert self._roll_call is not None and self._kinds is not None, "join() comes first"
+        kinds = self._kinds
+        contributors = self._roll_call.take(False)
+
+        def update():
+            gradients = empty_gradients(kinds, variables)
+            scale = _loss_scale(outer)
+            combined = self._combined(outer, gradients, variables, contributors)
+            shared = self._exchange.is_shared(variables)  # what is local waits for this rank's next batch
+            pairs = [
+                (g, v) for g, v, s in zip(combined, variables, shared, strict=True) if s and g is not None
+            ]
+            self._apply_combined(outer, _times([g for g, _ in pairs], scale), [v for _, v in pairs])
+            return tf.constant(True)
+
+        tf.cond(contributors > 0, update, lambda: tf.constant(False))
+        return contributors
 
     def _spread_overflow(self, gradients, combined, variables):
         """Makes all ranks skip when a gradient that stays local overflows on any of them.
@@ -252,25 +358,33 @@ class ApplyHook:
         return self._plain_clip(self._exchange.combine(gradients, self._to_clip))
 
     def _prepare(self, outer, gradients, variables):
-        """Before the first step: everything that must hold on all ranks before they exchange numbers."""
-        _check_keras_accumulation(outer, self._optimizer, variables)
-        _check_members(self._optimizer)
+        """Before the first step: everything that must hold on all ranks before they exchange numbers.
+
+        `gradients` is None on a rank that has had no batch yet.
+        """
+        _check_keras_accumulation(outer, self.optimizer, variables)
+        _check_members(self.optimizer)
         accumulator = self._accumulator
         with tf.init_scope():  # eagerly, also while Keras traces its training step
             settings = {
                 "optimizer": type(outer).__name__,
-                "configuration": _configuration(self._optimizer),
+                "configuration": _configuration(self.optimizer),
                 "backward_passes_per_step": accumulator.passes if accumulator else 1,
                 "average_aggregated_gradients": accumulator.average if accumulator else None,
+                "uneven batches": self._roll_call is not None,
             }
-            if self._optimizer.gradient_accumulation_steps:  # Keras exchanges by this count
-                settings["iterations"] = int(self._optimizer._iterations)
-            subject = f"DistributedOptimizer {self._optimizer.name!r}"
+            if self.has_keras_accumulation:  # Keras exchanges by this count
+                settings["iterations"] = int(self.optimizer._iterations)
+            subject = f"DistributedOptimizer {self.optimizer.name!r}"
             self._exchange.agree(subject, gradients, variables, settings)
+            self._kinds = None if gradients is None else kinds_of(gradients)
+            if self._roll_call is not None:
+                everyone = self._exchange.comm().allgather_object(self._kinds, "hvdext.agreement.kinds")
+                self._kinds = next((kinds for kinds in everyone if kinds is not None), None)
         # Only now do all ranks know the same local variables, and fail alike.
         if self._exchange.comm().size > 1:
-            _check_clipping(self._optimizer, variables, self._exchange.is_shared(variables))
-        self._ready = True
+            _check_clipping(self.optimizer, variables, self._exchange.is_shared(variables))
+        self._ready = self._kinds is not None
 
 
 # -- mixed precision ----------------------------------------------------------------------------------
@@ -279,6 +393,7 @@ _keras_loss_scale_apply = LossScaleOptimizer.apply
 
 
 @functools.wraps(_keras_loss_scale_apply)
+@tf.autograph.experimental.do_not_convert
 def _loss_scale_apply(self, grads, trainable_variables=None):
     """`LossScaleOptimizer.apply`, with the exchange in front of it where the inner optimizer has one.
 
@@ -310,6 +425,11 @@ def _times(gradients, factor):
     # tf.cast would round a Python number to float32 first.
     exact = tf.cast if tf.is_tensor(factor) else tf.constant
     return [map_gradient(lambda g: g * exact(factor, g.dtype), g) for g in gradients]
+
+
+def _latest(gradients):
+    """The gradient that backward produces first, as a control dependency."""
+    return [_values(gradient) for gradient in gradients if gradient is not None][-1:]
 
 
 def _values(gradient):

@@ -2,30 +2,68 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from typing import Any
+
+from hvdext.arguments import suggests_keywords
 
 
 class ProcessSet:
     """Some of the ranks, for collectives among themselves.
 
     Register it on all ranks, in the same order, with `hvd.init(process_sets=[...])` or
-    `hvd.add_process_set()`, then pass it as `process_set=`.
+    `hvd.add_process_set()`, then pass it as `process_set=`. Two sets of the same ranks are
+    interchangeable: registering one registers both.
 
     Args:
-        ranks: global ranks, distinct and not negative.
+        ranks_or_comm: global ranks, distinct and not negative; or an mpi4py communicator, where Horovod
+            runs on MPI.
+
+    Attributes:
+        mpi_comm: the communicator it was made of, or None.
 
     Raises:
-        ValueError: if `ranks` is empty, repeats a rank or holds something that is not a rank.
+        ValueError: if the ranks are none, repeat themselves or are not ranks; or for a communicator where
+            Horovod has no MPI.
     """
 
-    def __init__(self, ranks: Iterable[int]):
-        members = list(ranks)
-        valid = all(isinstance(r, int) and not isinstance(r, bool) and r >= 0 for r in members)
-        if not members or not valid or len(set(members)) != len(members):
+    @suggests_keywords
+    def __init__(self, ranks_or_comm: Iterable[int] | Any):
+        self.mpi_comm = None
+        self._ranks: tuple[int, ...] | None = None
+        if is_mpi_communicator(ranks_or_comm):
+            require_mpi("ranks_or_comm")
+            self.mpi_comm = ranks_or_comm
+            return
+        members = list(ranks_or_comm) if isinstance(ranks_or_comm, Iterable) else [ranks_or_comm]
+        if not isinstance(ranks_or_comm, Iterable) or not are_ranks(members) or not members:
             raise ValueError(
-                f"`ranks` must be distinct, non-negative integers, at least one. Received: ranks={members}."
+                "`ranks_or_comm` must be distinct, non-negative integers, at least one, or an mpi4py "
+                f"communicator. Received: ranks_or_comm={_printed(ranks_or_comm, members)}."
             )
-        self.ranks: tuple[int, ...] = tuple(sorted(members))
+        self._ranks = tuple(sorted(members))
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The members' global ranks, in ascending order.
+
+        Raises:
+            RuntimeError: for a set made of a communicator, before `hvd.init()` has registered it.
+        """
+        if self._ranks is None:
+            raise RuntimeError(
+                "The ranks of a ProcessSet made of an mpi4py communicator are known once it is registered: "
+                "pass it to `hvd.init(comm=..., process_sets=[...])`."
+            )
+        return self._ranks
+
+    @property
+    def process_set_id(self) -> int | None:
+        """The engine's number of the set: 0 for all ranks, None while it is not registered."""
+        if self._ranks is None:
+            return None
+        return registered_sets().get(self._ranks)
 
     def size(self) -> int:
         """How many ranks are in the set."""
@@ -55,8 +93,89 @@ class ProcessSet:
             )
         return self.ranks.index(rank)
 
+    def learn_ranks(self, ranks: Iterable[int]) -> None:
+        """Tells a set made of a communicator which ranks the engine found in it."""
+        self._ranks = tuple(sorted(ranks))
+
     def __repr__(self) -> str:
-        return f"ProcessSet({list(self.ranks)})"
+        return f"ProcessSet({self.mpi_comm!r})" if self._ranks is None else f"ProcessSet({list(self._ranks)})"
+
+
+class _GlobalProcessSet(ProcessSet):
+    """All ranks of the job that `hvd.init()` has joined."""
+
+    def __init__(self) -> None:
+        self.mpi_comm = None
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        from hvdext.comm import current
+
+        return current().ranks
+
+    @property
+    def process_set_id(self) -> int | None:
+        return 0  # Horovod's, also before init
+
+    def __repr__(self) -> str:
+        return "hvd.global_process_set"
+
+
+global_process_set: ProcessSet = _GlobalProcessSet()
+
+
+def registered_sets() -> dict[tuple[int, ...], int]:
+    """Maps the ranks of each registered set to the engine's number of it; empty before `hvd.init()`."""
+    from hvdext import comm as comm_module
+
+    try:
+        comm = comm_module.current()
+    except RuntimeError:
+        return {}
+    known = {comm.ranks: 0}
+    if isinstance(comm, comm_module.HorovodComm):
+        from horovod.tensorflow import mpi_ops
+
+        try:
+            numbers = mpi_ops._basics._get_process_set_ids_and_ranks()
+        except ValueError:  # a rank has left, and with it the engine
+            return known
+        known |= {tuple(sorted(ranks)): number for number, ranks in numbers.items()}
+    return known
+
+
+def are_ranks(members: list) -> bool:
+    """True if `members` are distinct, non-negative integers."""
+    integers = all(isinstance(r, int) and not isinstance(r, bool) and r >= 0 for r in members)
+    return integers and len(set(members)) == len(members)
+
+
+def is_mpi_communicator(value: object) -> bool:
+    """True for an mpi4py communicator. Does not import mpi4py: that would start MPI."""
+    module = sys.modules.get("mpi4py.MPI")
+    return module is not None and isinstance(value, module.Comm)
+
+
+def require_mpi(argument: str) -> None:
+    """Refuses an mpi4py communicator where Horovod does not run on MPI.
+
+    Args:
+        argument: whose value the communicator is, for the message.
+
+    Raises:
+        ValueError: if Horovod was built without MPI, or is not installed.
+    """
+    from hvdext.build_info import mpi_built
+
+    if not mpi_built():
+        raise ValueError(
+            f"`{argument}` must hold ranks, such as hvd.ProcessSet([0, 1]), where Horovod is built without "
+            f"MPI. Received: {argument}=an mpi4py communicator."
+        )
+
+
+def _printed(received, members):
+    return members if isinstance(received, Iterable) else repr(received)
 
 
 def _global_rank() -> int:

@@ -1,4 +1,4 @@
-"""How the ranks' values become one: `hvd.Average`, `hvd.Sum`, `hvd.Adasum`, `hvd.Min`, `hvd.Max` and others."""
+"""How the ranks' values become one: `hvd.Average`, `hvd.Sum`, `hvd.Adasum` and others."""
 
 from __future__ import annotations
 

@@ -4,29 +4,51 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from hvdext import agreement
 from hvdext import comm as comm_module
+from hvdext.arguments import suggests_keywords
 from hvdext.board import shared_board
+from hvdext.build_info import mpi_built
 from hvdext.comm import HorovodComm, SoloComm, current, launched, set_process_comm
+from hvdext.engine.launchers import check_engine, check_size
 from hvdext.ledger import Traffic
-from hvdext.process_sets import ProcessSet
+from hvdext.process_sets import (
+    ProcessSet,
+    are_ranks,
+    global_process_set,
+    is_mpi_communicator,
+    registered_sets,
+)
+from hvdext.rendezvous import meet_again
 from hvdext.watchdog import Watchdog
 
 DEADLINE_SECONDS = 300.0
 _SIZE_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE")
 
 _watchdog: Watchdog | None = None
+_joins = 0  # how often this process has joined a launcher's job
+_settings: dict[str, Any] = {}  # for a restart
 
 
-def init(process_sets: Sequence[ProcessSet] | str | None = None, *, deadline: float | None = None) -> None:
+@suggests_keywords
+def init(
+    comm: Sequence[int] | Any | None = None,
+    process_sets: Sequence[ProcessSet] | str | None = None,
+    *,
+    deadline: float | None = None,
+) -> None:
     """Joins the ranks that the launcher started; alone, makes a job of one.
 
     Call it once, at the top of the script, on every rank. A process that no launcher started (a notebook,
-    `python script.py`) becomes the only rank, and then Horovod need not be installed.
+    `python script.py`) becomes the only rank, and then Horovod need not be installed. After `shutdown()` it
+    may be called again; compile models anew then.
 
     Args:
+        comm: None or all ranks in order: the launcher's job. Where Horovod runs on MPI, also some of the
+            ranks, or an mpi4py communicator; elsewhere use a `ProcessSet` for some of the ranks.
         process_sets: `ProcessSet` objects to register, the same on all ranks; or "dynamic", to register
             them later with `add_process_set`.
         deadline: seconds that any collective may wait before the process ends with a message that names
@@ -36,20 +58,34 @@ def init(process_sets: Sequence[ProcessSet] | str | None = None, *, deadline: fl
         ValueError: if an argument breaks its rule.
         ImportError: if a launcher started several processes and Horovod is missing or broken; the message
             says how to build it.
+        RuntimeError: if this Horovod cannot join the processes that the launcher started.
+        TimeoutError: when called again, if another rank does not call it again within the deadline.
     """
-    global _watchdog
+    global _watchdog, _joins, _settings
     seconds = _deadline(deadline)
     sets = _checked_sets(process_sets)
+    chosen = _checked_comm(comm)
     if is_initialized():
         return
+    dynamic = process_sets if isinstance(process_sets, str) else None
+    _settings = {"deadline": seconds, "process_sets": dynamic}
     if not launched():
         set_process_comm(SoloComm())
         return
-    comm = _join(process_sets if isinstance(process_sets, str) else sets)
-    set_process_comm(comm)
-    if comm.size > 1:
-        _report_protections(comm)
-        _watchdog = Watchdog(comm.rank, comm.ledger, shared_board(comm), seconds)
+    if _joins:
+        meet_again(_joins, seconds)
+    job = _join(process_sets if isinstance(process_sets, str) else sets, chosen)
+    _joins += 1
+    if chosen is None:
+        check_size(job.size, os.environ)
+    set_process_comm(job)
+    if job.size > 1:
+        _report_protections(job)
+        board = shared_board(job)
+        if board is not None:
+            board.post(str(job.rank), "")  # instead of what this process told before an earlier shutdown
+        elastic = "HOROVOD_ELASTIC" in os.environ
+        _watchdog = Watchdog(job.rank, job.ledger, board, seconds, elastic=elastic)
         _watchdog.start()
 
 
@@ -64,6 +100,15 @@ def shutdown() -> None:
 
         mpi_ops.shutdown()
     set_process_comm(None)
+
+
+def restart() -> None:
+    """Leaves the job and joins it again, as elastic training does when ranks have left or come.
+
+    The deadline stays. Process sets that `init` registered are gone, since the ranks are numbered anew.
+    """
+    shutdown()
+    init(**_settings)
 
 
 def is_initialized() -> bool:
@@ -105,6 +150,7 @@ def cross_size() -> int:
     return _engine_number("cross_size", 1)
 
 
+@suggests_keywords
 def verbose(level: int | str = 1) -> int | str:
     """`level` on rank 0, 0 elsewhere: `model.fit(..., verbose=hvd.verbose())` shows one progress bar."""
     return level if rank() == 0 else 0
@@ -120,24 +166,82 @@ def traffic() -> dict[str, Traffic]:
     return current().traffic()
 
 
+def is_homogeneous() -> bool:
+    """True if every host has the same number of processes."""
+    if isinstance(current(), HorovodComm):
+        from horovod.tensorflow import mpi_ops
+
+        return mpi_ops.is_homogeneous()
+    return True
+
+
+@suggests_keywords
 def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
     """Registers a process set after `init(process_sets="dynamic")`; every rank must call it.
 
+    Args:
+        process_set: the set, or its global ranks.
+
+    Returns:
+        The set; a new one, if ranks were given.
+
     Raises:
-        ValueError: if a set of the same ranks is registered already or a rank does not exist; on every rank
-            alike, if the ranks name different sets.
+        RuntimeError: before `hvd.init()`.
+        ValueError: if a rank does not exist; on every rank alike, if a set of the same ranks is registered
+            already (the set of all ranks excepted, which always is), if the ranks name different sets, or
+            without `process_sets="dynamic"`.
     """
+    comm = current()
     if not isinstance(process_set, ProcessSet):
         process_set = ProcessSet(process_set)
-    comm = current()
     _check_members(process_set, comm.size)
     agreement.check(comm, "add_process_set", {"ranks": process_set.ranks})
     # A set of all ranks is the global one, which Horovod refuses to register again.
-    if isinstance(comm, HorovodComm) and process_set.size() < comm.size:
-        from horovod.tensorflow import mpi_ops
+    if not isinstance(comm, HorovodComm) or process_set.size() == comm.size:
+        return process_set
+    if process_set.process_set_id is not None:
+        raise ValueError(
+            "`process_set` must not be registered already. "
+            f"Received: {process_set}; registered: {sorted(map(list, registered_sets()))}."
+        )
+    _check_dynamic(process_set)
+    from horovod.tensorflow import mpi_ops
 
-        mpi_ops.add_process_set(list(process_set.ranks))
+    mpi_ops.add_process_set(list(process_set.ranks))
     return process_set
+
+
+@suggests_keywords
+def remove_process_set(process_set: ProcessSet) -> bool:
+    """Takes back the registration of a process set; every rank must call it.
+
+    Afterwards no set of these ranks can be used until it is added again.
+
+    Args:
+        process_set: the set.
+
+    Returns:
+        True if it was registered; False for one that was not, and for all ranks, which stay registered.
+
+    Raises:
+        RuntimeError: before `hvd.init()`.
+        TypeError: if `process_set` is not a `ProcessSet`.
+        ValueError: on every rank alike, if the ranks name different sets, or without
+            `init(process_sets="dynamic")`.
+    """
+    comm = current()
+    if not isinstance(process_set, ProcessSet):
+        raise TypeError(f"`process_set` must be a hvd.ProcessSet. Received: process_set={process_set!r}.")
+    agreement.check(comm, "remove_process_set", {"ranks": process_set.ranks})
+    number = process_set.process_set_id
+    if not isinstance(comm, HorovodComm) or not number:
+        return False
+    _check_dynamic(process_set)
+    from horovod.tensorflow import mpi_ops
+
+    # The communicator of these ranks holds the engine's number, which may be another set's soon.
+    comm._subsets.pop(process_set.ranks, None)
+    return mpi_ops._basics._remove_process_set_impl(number) is not None
 
 
 def _engine_number(name, alone):
@@ -170,7 +274,7 @@ def _checked_sets(process_sets):
             "`process_sets` must be a list of hvd.ProcessSet, or 'dynamic'. "
             f"Received: process_sets={process_sets!r}."
         )
-    return list(process_sets)
+    return [s for s in process_sets if s is not global_process_set]  # registered by itself
 
 
 def _check_members(process_set: ProcessSet, size: int) -> None:
@@ -178,7 +282,63 @@ def _check_members(process_set: ProcessSet, size: int) -> None:
         raise ValueError(f"`process_set` must hold ranks below {size}. Received: {process_set}.")
 
 
-def _join(process_sets):
+def _check_dynamic(process_set):
+    """The engine reads the variable when it starts; changed later, it answers with an error of its own."""
+    if os.environ.get("HOROVOD_DYNAMIC_PROCESS_SETS", "0") in ("", "0"):
+        raise ValueError(
+            "`process_set` can only be added or removed after `hvd.init(process_sets='dynamic')`. "
+            f"Received: {process_set}."
+        )
+
+
+def _checked_comm(comm: Any) -> Any:
+    """What to hand to the engine as its `comm`: None for all ranks.
+
+    Raises:
+        TypeError, ValueError: if `comm` is no communicator, or one that this engine cannot make; before the
+            engine starts, so that no rank waits for another.
+    """
+    if comm is None:
+        return None
+    if is_mpi_communicator(comm):
+        if launched() and not _on_mpi():
+            raise ValueError(
+                "`comm` must be None where Horovod does not run on MPI; use hvd.ProcessSet for some of the "
+                "ranks. Received: comm=an mpi4py communicator."
+            )
+        return comm
+    members = list(comm) if isinstance(comm, Iterable) and not isinstance(comm, str) else [comm]
+    if comm == "dynamic" or any(isinstance(member, ProcessSet) for member in members):
+        raise TypeError(
+            "`comm` comes first, as in Horovod: name the process sets, `hvd.init(process_sets=...)`. "
+            f"Received: comm={comm!r}."
+        )
+    if not isinstance(comm, Iterable) or not are_ranks(members):
+        raise TypeError(
+            "`comm` must be None, a list of distinct ranks or an mpi4py communicator. "
+            f"Received: comm={comm!r}."
+        )
+    size = _launched_size() if launched() else 1
+    if not members or (size is not None and members == list(range(size))):
+        return None
+    if not launched() or not _on_mpi():
+        raise ValueError(
+            f"`comm` must be None or all ranks in order, {list(range(size or 1))}: only Horovod on MPI can "
+            "make a job of some of the ranks. Use `hvd.init(process_sets=[hvd.ProcessSet(ranks)])` and "
+            f"`process_set=`. Received: comm={members}."
+        )
+    return members
+
+
+def _on_mpi():
+    return mpi_built() and os.environ.get("HOROVOD_CONTROLLER", "mpi").lower() == "mpi"
+
+
+def _launched_size():
+    return next((int(os.environ[v]) for v in _SIZE_VARIABLES if v in os.environ), None)
+
+
+def _join(process_sets, comm=None):
     try:
         import horovod.tensorflow as engine
     except ImportError as error:
@@ -186,16 +346,22 @@ def _join(process_sets):
             "A launcher started several processes, but Horovod cannot be imported for this TensorFlow "
             f"({error}). Build it with `hvdext build-horovod`; `hvdext doctor` says what is wrong."
         ) from error
+    check_engine(mpi_built(), os.environ)
     if isinstance(process_sets, str):
-        engine.init(process_sets=process_sets)
+        engine.init(comm, process_sets)
         return HorovodComm()
-    # A set of all ranks is the global one, which Horovod refuses to register again.
-    size = next((int(os.environ[v]) for v in _SIZE_VARIABLES if v in os.environ), None)
+    made_of_comms = [s for s in process_sets if s.mpi_comm is not None]
+    made_of_ranks = [s for s in process_sets if s.mpi_comm is None]
+    size = _launched_size() if comm is None else None
     if size is not None:
-        for process_set in process_sets:
+        for process_set in made_of_ranks:
             _check_members(process_set, size)
-    partial = [s for s in process_sets if s.size() != size]
-    engine.init(process_sets=[engine.ProcessSet(list(s.ranks)) for s in partial])
+    # A set of all ranks is the global one, which Horovod refuses to register again.
+    partial = [s for s in made_of_ranks if s.size() != size]
+    engines = [engine.ProcessSet(s.mpi_comm) for s in made_of_comms]
+    engine.init(comm, [*engines, *(engine.ProcessSet(list(s.ranks)) for s in partial)])
+    for process_set, registered in zip(made_of_comms, engines, strict=True):
+        process_set.learn_ranks(registered.ranks)
     return HorovodComm()
 
 

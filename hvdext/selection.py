@@ -13,6 +13,11 @@ def path_of(variable) -> str:
     return getattr(variable, "path", None) or variable.name
 
 
+def identity_of(variable) -> int:
+    """The same number for a Keras variable and the TensorFlow variable it holds: either may be handed in."""
+    return id(variable.value if hasattr(variable, "path") else variable)
+
+
 def selected(variables: Sequence, select: Select, argument: str = "select") -> list[bool]:
     """Says of each of `variables` whether it is selected.
 

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from hvdext.arguments import suggests_keywords
 from hvdext.compression import Compression
 from hvdext.exchange import GradientExchange
 from hvdext.optimizer import old_groups
@@ -42,6 +43,7 @@ class DistributedGradientTape:
     and local.
     """
 
+    @suggests_keywords
     def __init__(
         self,
         gradtape: tf.GradientTape,
@@ -90,6 +92,7 @@ class DistributedGradientTape:
         """Keeps the gradient of the variable `source` local."""
         self._local.append(source)
 
+    @tf.autograph.experimental.do_not_convert
     def gradient(self, target, sources, output_gradients=None):
         """As `tf.GradientTape.gradient`, combined over the ranks.
 

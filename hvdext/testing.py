@@ -12,6 +12,7 @@ more inter-op threads than ranks times collectives in flight before its first op
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -87,19 +88,42 @@ class ThreadComm(Communicator):
     def _swap(self, name, value):
         return self._room.swap(name, self._me, self.ranks, value)
 
-    def _allreduce(self, tensors, name, prescale, postscale):
-        dtype = tensors[0].dtype.as_numpy_dtype
+    def _meet(self, name, arrays, settings):
+        """Everybody's arrays; like the engine, an error for everybody if they do not fit together."""
+        mine = ([(array.shape, array.dtype) for array in arrays], settings)
+        met = self._swap(name, (arrays, mine))
+        if any(theirs != mine for _, theirs in met):
+            raise ValueError(f"{name}: mismatched tensors or settings: {[theirs for _, theirs in met]}")
+        return [theirs for theirs, _ in met]
 
-        def summed(*arrays):
-            scaled = [array * dtype(prescale) for array in arrays] if prescale != 1 else arrays
-            columns = zip(*self._swap(name, scaled), strict=True)
-            totals = [sum(column[1:], start=column[0]) for column in columns]
+    def _allreduce(self, tensors, name, prescale, postscale, op):
+        dtype = tensors[0].dtype.as_numpy_dtype
+        function = {"sum": np.add, "min": np.minimum, "max": np.maximum, "product": np.multiply}[op]
+
+        def reduced(*arrays):
+            scaled = [array * dtype(prescale) for array in arrays] if prescale != 1 else list(arrays)
+            columns = zip(*self._meet(name, scaled, (op, prescale, postscale)), strict=True)
+            totals = [functools.reduce(function, column) for column in columns]
             return [(t * dtype(postscale) if postscale != 1 else t).astype(dtype) for t in totals]
 
-        results = tf.numpy_function(summed, tensors, [t.dtype for t in tensors])
+        results = tf.numpy_function(reduced, tensors, [t.dtype for t in tensors])
         for result, tensor in zip(results, tensors, strict=True):
             result.set_shape(tensor.shape)
         return results
+
+    def _reducescatter(self, tensor, name, prescale, postscale):
+        dtype = tensor.dtype.as_numpy_dtype
+
+        def scattered(array):
+            scaled = [array * dtype(prescale) if prescale != 1 else array]
+            columns = self._meet(name, scaled, (prescale, postscale))
+            total = functools.reduce(np.add, [column for (column,) in columns])
+            block = np.array_split(total, self.size)[self.rank]
+            return (block * dtype(postscale) if postscale != 1 else block).astype(dtype)
+
+        result = tf.numpy_function(scattered, [tensor], tensor.dtype)
+        result.set_shape([None, *tensor.shape[1:]])
+        return result
 
     def _allgather(self, tensor, name):
         def gathered(array):
@@ -119,7 +143,10 @@ class ThreadComm(Communicator):
         return result
 
     def _broadcast(self, tensor, root, name):
-        result = tf.numpy_function(lambda array: self._swap(name, array)[root], [tensor], tensor.dtype)
+        def spread(array):
+            return self._meet(name, [array], root)[root][0]
+
+        result = tf.numpy_function(spread, [tensor], tensor.dtype)
         result.set_shape(tensor.shape)
         return result
 

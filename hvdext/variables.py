@@ -8,13 +8,18 @@ import numpy as np
 import tensorflow as tf
 
 from hvdext import agreement
+from hvdext.arguments import suggests_keywords
 from hvdext.comm import current
 from hvdext.process_sets import ProcessSet
 from hvdext.selection import path_of
 
 
+@suggests_keywords
 def broadcast_variables(
-    variables: Sequence, root_rank: int = 0, process_set: ProcessSet | None = None
+    variables: Sequence,
+    root_rank: int = 0,
+    process_set: ProcessSet | None = None,
+    inplace: bool = False,
 ) -> None:
     """Assigns rank `root_rank`'s values to `variables` on every rank.
 
@@ -22,6 +27,8 @@ def broadcast_variables(
         variables: Keras or TensorFlow variables; the same shapes and dtypes on every rank.
         root_rank: the global rank whose values count.
         process_set: among which ranks; None: all.
+        inplace: accepted for Horovod's sake. There it lets the engine write into the variables' memory;
+            here the values are assigned, with the same result either way.
 
     Raises:
         ValueError: if `root_rank` is not one of the ranks; on every rank alike, if the ranks' variables
@@ -48,6 +55,24 @@ def broadcast_variables(
         variable.assign(value)
 
 
+@suggests_keywords
+def broadcast_global_variables(root_rank: int) -> None:
+    """Refuses: TensorFlow 2 keeps no list of all variables. Horovod refuses as well in eager TensorFlow.
+
+    Args:
+        root_rank: the global rank whose values were meant.
+
+    Raises:
+        RuntimeError: always; the message names what to call instead.
+    """
+    current()
+    raise RuntimeError(
+        "hvd.broadcast_global_variables() has no global variables to send in TensorFlow 2. Use "
+        f"`hvd.broadcast_variables(model.variables, root_rank={root_rank!r})`, or pass "
+        f"`hvd.callbacks.BroadcastGlobalVariablesCallback({root_rank!r})` to `model.fit`."
+    )
+
+
 def model_variables(model) -> list:
     """What must be alike on all ranks before training: weights, statistics and optimizer state.
 
@@ -59,6 +84,7 @@ def model_variables(model) -> list:
     return [v for v in unique.values() if not path_of(v).endswith("seed_generator_state")]
 
 
+@suggests_keywords
 def largest_difference(variables: Sequence) -> float:
     """How far the ranks' variables are apart; every rank must call it.
 

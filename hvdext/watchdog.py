@@ -5,6 +5,10 @@ stands on its own. A thread of each rank reads the marks that collectives leave 
 them on the job's notice board. When a collective has waited longer than the deadline, the thread reads
 everybody's notes, names the ranks that have not started it, and ends the process; the launcher then ends
 the others.
+
+In an elastic job that would be the wrong process: the launcher starts anew with those that are left, and
+waits for a rank that hangs for ever. There the waiting rank asks the missing ones, over the board, to end;
+the watchdog of each does so, and the others go on. Only when that does not help the waiting rank ends.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +28,7 @@ from hvdext.board import Board
 from hvdext.ledger import Ledger
 
 EXIT_CODE = 124  # as timeout(1)
+_SECONDS_TO_END = 10.0  # for a process that was asked to
 
 
 @dataclass(frozen=True)
@@ -47,10 +53,16 @@ class Watchdog:
         board: where ranks post their progress; None if this rank reaches none, and then the message
             cannot name the missing ranks.
         deadline: seconds that a collective may wait.
+        elastic: whether the launcher goes on without a process that has ended.
     """
 
-    def __init__(self, rank: int, ledger: Ledger, board: Board | None, deadline: float):
+    def __init__(
+        self, rank: int, ledger: Ledger, board: Board | None, deadline: float, *, elastic: bool = False
+    ):
         self._rank = rank
+        self._elastic = elastic
+        self._interval = min(5.0, deadline / 5)
+        self._asked: set[tuple[str, int]] = set()  # the waits whose missing ranks were asked to end
         self._ledger = ledger
         self._board = board
         self._deadline = deadline
@@ -59,6 +71,8 @@ class Watchdog:
 
     def start(self) -> None:
         """Begins to watch; ends by itself when the interpreter exits."""
+        if self._elastic and self._board is not None:
+            self._board.post(_request_key(self._rank), "")  # meant for an earlier bearer of this number
         self._thread.start()
         atexit.register(self.stop)
 
@@ -71,32 +85,58 @@ class Watchdog:
 
     def _watch(self):
         waiting_since: dict[tuple[str, int], float] = {}
-        while not self._stop.wait(min(5.0, self._deadline / 5)):
+        while not self._stop.wait(self._interval):
             progress = self._ledger.progress()
             self._post(progress)
+            if self._elastic:
+                self._heed()
             now = time.monotonic()
             waiting = [(n, started) for n, (started, finished) in progress.items() if started > finished]
             waiting_since = {key: waiting_since.get(key, now) for key in waiting}
             for (name, run), since in waiting_since.items():
                 if now - since > self._deadline:
-                    self._end(name, run, now - since)
+                    self._overdue(name, run, now - since)
 
     def _post(self, progress):
         if self._board is not None:
             note = {"time": time.time(), "progress": progress}
             self._board.post(str(self._rank), json.dumps(note))
 
-    def _end(self, name, run, waited):
+    def _overdue(self, name, run, waited):
         try:
             # A board that has lost this rank's own note is out of reach.
             has_board = self._read(self._rank) is not None
             others = [rank for rank in self._ledger.members(name) if rank != self._rank]
             notes = {rank: self._read(rank) for rank in others} if has_board else {}
-            sys.stderr.write(verdict(self._rank, name, run, waited, notes, has_board))
-            sys.stderr.flush()
-            faulthandler.dump_traceback(all_threads=True)
-        finally:
-            os._exit(EXIT_CODE)
+            behind = [rank for rank, note in notes.items() if _starts(note, name) < run]
+            # Time for the others to look at the board, to end, and for this rank to hear of it.
+            in_time = waited < self._deadline + 3 * self._interval + _SECONDS_TO_END
+            if self._elastic and self._board is not None and behind and in_time:
+                self._ask(self._board, behind, name, run, waited)
+                return
+            text = verdict(self._rank, name, run, waited, notes, has_board)
+        except Exception:  # whatever happens here, the wait has to end
+            text = traceback.format_exc()
+        _end(text)
+
+    def _ask(self, board, ranks, name, run, waited):
+        if (name, run) in self._asked:
+            return
+        self._asked.add((name, run))
+        text = (
+            f"rank {self._rank} has waited {waited:.0f} s for {_ranks(ranks)} in collective '{name}', "
+            f"step {run}"
+        )
+        sys.stderr.write(f"\nhvdext: {text}; asking {_ranks(ranks)} to end, so that the others go on.\n")
+        sys.stderr.flush()
+        for rank in ranks:
+            board.post(_request_key(rank), text)
+
+    def _heed(self):
+        """Ends this process if another rank has asked for it."""
+        request = self._board.read(_request_key(self._rank)) if self._board is not None else None
+        if request:
+            _end(f"\nhvdext: ending this process, rank {self._rank}: {request}.\n")
 
     def _read(self, rank):
         text = self._board.read(str(rank)) if self._board is not None else None
@@ -134,7 +174,7 @@ def verdict(
         if note is None:
             missing.append(f"  rank {other} has not arrived: it has never reported")
             continue
-        started = note.progress.get(name, (0, 0))[0]
+        started = _starts(note, name)
         if started < run:
             missing.append(
                 f"  rank {other} has not arrived: it has started this collective {started} times "
@@ -151,3 +191,26 @@ def verdict(
         "hvd.init(deadline=seconds) or HVDEXT_DEADLINE=seconds.\n"
     )
     return "\n".join(lines)
+
+
+def _starts(note: Note | None, name: str) -> int:
+    """How often a rank has started a collective, as far as it has told."""
+    return note.progress.get(name, (0, 0))[0] if note is not None else 0
+
+
+def _end(text: str) -> None:
+    """Writes `text` and all stacks, then ends the process."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+        faulthandler.dump_traceback(all_threads=True)
+    finally:
+        os._exit(EXIT_CODE)
+
+
+def _request_key(rank: int) -> str:
+    return f"end.{rank}"
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"

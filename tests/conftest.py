@@ -13,7 +13,16 @@ import tensorflow as tf
 # What the ranks run lies beside the tests that start them; tests with threads run some of it, too.
 sys.path.insert(0, str(Path(__file__).parent / "multiprocess"))
 pytest.register_assert_rewrite(
-    "cases", "exchange_programs", "overflow_programs", "process_set_programs", "refusal_programs"
+    "callback_programs",
+    "cases",
+    "collective_programs",
+    "elastic_programs",
+    "exchange_programs",
+    "overflow_programs",
+    "process_set_programs",
+    "refusal_programs",
+    "runtime_programs",
+    "uneven_programs",
 )
 
 # Ranks as threads: each waiting collective holds one inter-op thread.

@@ -10,8 +10,10 @@ import keras
 import tensorflow as tf
 
 from hvdext import agreement
+from hvdext.arguments import suggests_keywords
 from hvdext.comm import current
-from hvdext.optimizer import build, exchanges
+from hvdext.optimizer import build, exchanges, hook_of
+from hvdext.selection import identity_of
 from hvdext.variables import broadcast_variables, model_variables
 
 
@@ -28,23 +30,38 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
     Args:
         root_rank: the rank whose variables count.
         device: accepted for Horovod's sake; the exchange happens where the variables are.
+        local_variables: a variable, or several, that each rank keeps its own values of.
 
     Raises:
-        ValueError: when training begins, on every rank alike: if epochs or steps differ, the models
-            differ or `root_rank` does not exist.
+        ValueError: if `local_variables` holds something else; when training begins, on every rank alike: if
+            epochs or steps differ, the models differ or `root_rank` does not exist.
         RuntimeError: when training begins, if `hvd.init()` has not been called.
     """
 
-    def __init__(self, root_rank: int, device: str = ""):
+    @suggests_keywords
+    def __init__(self, root_rank: int, device: str = "", local_variables=None):
         super().__init__()
         self._root_rank = root_rank
         self._done_for: weakref.ref = weakref.ref(self)  # the model that has been broadcast
+        self._done_among: weakref.ref = weakref.ref(self)  # the ranks it was, by their ledger
+        self._local: set[int] = set()
         del device
+        if local_variables is None:
+            local_variables = []
+        elif not isinstance(local_variables, (list, tuple)):
+            local_variables = [local_variables]
+        for variable in local_variables:
+            self.register_local_var(variable)
+
+    def register_local_var(self, var) -> None:
+        """Lets each rank keep its own value of `var`, a Keras or TensorFlow variable."""
+        if not isinstance(var, (keras.Variable, tf.Variable)):
+            raise ValueError(f"`local_variables` must be variables. Received: {var!r}.")
+        self._local.add(identity_of(var))
 
     def on_train_begin(self, logs=None):
         comm = current()
-        plan = {"epochs": self.params.get("epochs"), "steps per epoch": self.params.get("steps")}
-        agreement.check(comm, "model.fit", plan)
+        agreement.check(comm, "model.fit", self._plan())
         if self._is_done():
             return
         optimizer = self.model.optimizer
@@ -54,10 +71,17 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
                 "hvd.DistributedOptimizer, unless the ranks' parameters are synchronised otherwise.",
                 stacklevel=2,
             )
-        if _is_built(self.model):
+        if is_built(self.model):
             self._broadcast()
         else:
             self._broadcast_before_first_step()
+
+    def _plan(self):
+        plan = {"epochs": self.params.get("epochs")}
+        hook = hook_of(self.model.optimizer)
+        if hook is None or not hook.expects_uneven_batches:
+            plan["steps per epoch (hvd.callbacks.UnevenBatches lets them differ)"] = self.params.get("steps")
+        return plan
 
     def _broadcast_before_first_step(self):
         """Puts the broadcast in front of the model's training step, which sees the first batch."""
@@ -76,14 +100,18 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
 
     def _broadcast(self):
         build(self.model.optimizer, self.model.trainable_variables)
-        broadcast_variables(model_variables(self.model), self._root_rank)
+        shared = [v for v in model_variables(self.model) if identity_of(v) not in self._local]
+        broadcast_variables(shared, self._root_rank)
         self._done_for = weakref.ref(self.model)
+        self._done_among = weakref.ref(current().ledger)
 
     def _is_done(self):
-        return self._done_for() is self.model
+        # After a restart of the engine there may be ranks that have not been there.
+        return self._done_for() is self.model and self._done_among() is current().ledger
 
 
-def _is_built(model):
+def is_built(model) -> bool:
+    """True if `model` and all its layers have their variables."""
     return model.built and all(layer.built for layer in model._flatten_layers())
 
 

@@ -2,78 +2,176 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 
+from hvdext.arguments import suggests_keywords
+from hvdext.callbacks.meeting import check_points, gather
+from hvdext.callbacks.metric_sums import REDUCTIONS, Share, combine
 from hvdext.comm import current
+
+_VALIDATION = "the end of validation"
+_EPOCH = "the end of epoch "
+_READ = "_get_metrics_result_or_logs"  # where Keras turns metrics into the logs that `evaluate` returns
 
 
 class MetricAverageCallback(keras.callbacks.Callback):
-    """Averages the epoch's logs over the ranks, weighted by the samples each rank has seen.
+    """Makes the logs of `fit` and `evaluate` those of one process over all ranks' samples.
+
+    The states of Keras' own metrics (means, AUC, precision, recall, F1, confusion matrices, R2, ...) are
+    added up over the ranks, and the metric makes its value of the sums: exact also where ranks have different
+    numbers of samples, or none. Metrics of other classes may hold anything: their values are averaged,
+    weighted by the samples each rank has seen. So are other values in the logs ("lr"), over the ranks that
+    have them. The metrics themselves keep their own rank's states.
 
     Put it before the callbacks that read the logs (checkpoints, early stopping, TensorBoard): they then see
-    the same, averaged values on every rank, as does the history that `fit` returns. Training metrics are
-    weighted by training samples, `val_` metrics by validation samples. A value that only some ranks log is
-    averaged over those.
+    the same values on every rank, as does the history that `fit` returns. `evaluate` returns them when this
+    callback is passed to it on every rank. Logs of single batches stay each rank's own.
 
-    Means of per-sample values (losses, accuracies) come out as one process over all samples would give
-    them; others (AUC, precision) as the weighted mean of the ranks' values.
+    Validation on some of the ranks only works as well; the others get its values with the epoch's logs.
 
     Args:
         device: accepted for Horovod's sake; the few numbers travel through the host's memory.
+        reductions: how to combine what, by its name in the logs: "mean" (weighted by samples), "sum", "min",
+            "max" of the ranks' values, or "states" to add up the states of a metric of your own that are
+            sums. A name without `val_` holds for training and validation, one with it for validation alone.
+
+    Raises:
+        ValueError: if `reductions` breaks its rule; at the end of an epoch, on every rank alike: if ranks
+            have different metrics under one name or are at different epochs.
+        RuntimeError: when training begins, if `hvd.init()` has not been called.
     """
 
-    def __init__(self, device: str = ""):
+    @suggests_keywords
+    def __init__(self, device: str = "", *, reductions: Mapping[str, str] | None = None):
         super().__init__()
-        self._training_samples = 0.0
-        self._validation_samples = 0.0
+        self._reductions = _checked(reductions)
+        self._seen: set[str] = set()
+        self._training: Share | None = None  # kept over the validation, for which Keras clears the metrics
+        self._validation: dict[str, Any] = {}
+        self._latest: dict[str, Any] = {}
+        self._is_in_epoch = False
         del device
 
     def on_train_begin(self, logs=None):
         current()  # complains now rather than after the first epoch
+        self._is_in_epoch = False
+        self._latest, self._seen = {}, set()
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._training_samples = self._validation_samples = 0.0
+        self._training, self._validation, self._is_in_epoch = None, {}, True
 
     def on_test_begin(self, logs=None):
-        self._training_samples = self._samples()  # validation is about to count anew
+        self._keep_training()
+        self._take_over()
 
     def on_test_end(self, logs=None):
-        self._validation_samples = self._samples()
+        if self._is_waiting():  # called by a loop of the user's own instead of Keras' `evaluate`
+            if self.model is not None:
+                vars(self.model)[_READ].waiting.remove(self)
+            averaged = self._validate(logs or {})
+            if logs is not None:
+                logs.update(averaged)
 
     def on_epoch_end(self, epoch, logs=None):
-        training = self._training_samples or self._samples()
-        mine = (dict(logs or {}), training, self._validation_samples)
-        everyone = current().allgather_object(mine, "hvdext.metrics.epoch")
+        done = {f"val_{name}": value for name, value in self._validation.items()}
+        mine = {name: value for name, value in (logs or {}).items() if name not in done}
+        share = self._training or Share(self.model, self._reductions)
+        self._training, self._is_in_epoch = None, False
+        averaged = self._combine(f"{_EPOCH}{epoch + 1}", share.take_logs(mine))
+        averaged |= {f"val_{name}": value for name, value in self._validation.items()}
+        self._latest = averaged
+        self._seen.update(averaged)
         if logs is not None:
-            logs.update(average_logs(everyone))
+            logs.update(averaged)
 
-    def _samples(self):
-        # Keras weighs the mean of the loss by the batch sizes, so its weight is the number of samples.
-        tracker = getattr(self.model, "_loss_tracker", None)
-        return 0.0 if tracker is None else float(tracker.count)
+    def on_train_end(self, logs=None):
+        if logs is not None:
+            logs.update(self._latest)
+        unknown = [n for n in self._reductions if n not in self._seen and f"val_{n}" not in self._seen]
+        if unknown and current().rank == 0:
+            warnings.warn(
+                f"`reductions` names {unknown}, but only {sorted(self._seen)} have been logged.", stacklevel=2
+            )
+
+    # -- validation ------------------------------------------------------------------------------------
+
+    def _keep_training(self):
+        if self._is_in_epoch and self._training is None:
+            self._training = Share(self.model, self._reductions)
+
+    def _take_over(self):
+        if self.model is not None:
+            reader = vars(self.model).get(_READ) or _Reader(self.model)
+            reader.waiting = [c for c in reader.waiting if c is not self] + [self]
+            self.model.__dict__[_READ] = reader  # Keras would track what setattr gives it
+
+    def _is_waiting(self):
+        return self.model is None or self in getattr(vars(self.model).get(_READ), "waiting", [])
+
+    def _validate(self, logs):
+        chosen = {n: r for n, r in self._reductions.items() if not n.startswith("val_")}
+        chosen |= {n.removeprefix("val_"): r for n, r in self._reductions.items() if n.startswith("val_")}
+        self._validation = self._combine(_VALIDATION, Share(self.model, chosen).take_logs(logs))
+        return self._validation
+
+    # -- the exchange ----------------------------------------------------------------------------------
+
+    def _combine(self, point, share):
+        """The logs of all ranks at this point; a rank without validation first waits for those that have."""
+        comm = current()
+        while True:
+            everyone = gather(comm, point, share.facts())
+            points = [found for found, _ in everyone]
+            validates = [found == _VALIDATION for found in points]
+            if not any(validates):
+                check_points(comm, points)
+                return combine(comm, [facts for _, facts in everyone], share)
+            elsewhere = {found for found in points if found != _VALIDATION}
+            if len(elsewhere) > 1 or not all(found.startswith(_EPOCH) for found in elsewhere):
+                check_points(comm, points)
+            here = [facts for found, facts in everyone if found == _VALIDATION]
+            silent = Share(None, here[0]["reductions"])
+            known = [facts if found == _VALIDATION else silent.facts() for found, facts in everyone]
+            if point == _VALIDATION:
+                return combine(comm, known, share)
+            self._validation = combine(comm, known, silent)
 
 
-def average_logs(everyone: Sequence[tuple[Mapping[str, float], float, float]]) -> dict[str, float]:
-    """Weighted means of the ranks' logs.
+class _Reader:
+    """Stands in front of Keras' reading of the metrics, once, at the end of an evaluation.
 
-    Args:
-        everyone: (logs, training samples, validation samples) of each rank, in rank order. If no rank
-            with a value has counted samples, its values are weighted alike.
+    `evaluate` returns what it has read there, not what callbacks make of it.
 
-    Returns:
-        One float per key that any rank has logged.
+    Attributes:
+        waiting: the callbacks that combine what has been read over the ranks.
     """
-    averages = {}
-    for key in dict.fromkeys(key for logs, _, _ in everyone for key in logs):
-        pairs = [
-            (float(logs[key]), validation if key.startswith("val_") else training)
-            for logs, training, validation in everyone
-            if key in logs
-        ]
-        total = sum(weight for _, weight in pairs)
-        if total == 0:
-            pairs, total = [(value, 1.0) for value, _ in pairs], float(len(pairs))
-        averages[key] = sum(value * weight for value, weight in pairs if weight) / total
-    return averages
+
+    def __init__(self, model: keras.Model):
+        self._model = model
+        self.waiting: list[MetricAverageCallback] = []
+
+    def __call__(self, logs: Mapping[str, Any]) -> dict[str, Any]:
+        model = self._model
+        del vars(model)[_READ]
+        compiled = getattr(model, "_compile_metrics", None)
+        # Metrics that have never had a batch cannot be read.
+        is_readable = compiled is None or compiled.built
+        logs = dict(getattr(model, _READ)(logs) if is_readable else logs)
+        for callback in self.waiting:
+            logs |= callback._validate(logs)
+        return logs
+
+
+def _checked(reductions):
+    reductions = dict(reductions or {})
+    for name, reduction in reductions.items():
+        if reduction not in REDUCTIONS:
+            raise ValueError(
+                f"`reductions` must map names in the logs to one of {list(REDUCTIONS)}. "
+                f"Received: reductions={{{name!r}: {reduction!r}}}."
+            )
+    return reductions

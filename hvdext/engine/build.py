@@ -44,7 +44,8 @@ def build_horovod(
         EngineError: if it cannot be built or installed; the message says why.
     """
     tensorflow = find_tensorflow()
-    target = current_target(tensorflow.version, Options(mpi=with_mpi, nccl=with_nccl))
+    options = Options(mpi=with_mpi, nccl=with_nccl)
+    target = current_target(tensorflow.version, options, toolchain.mpi_identity() if with_mpi else "")
     if install and not force and is_installed(target):
         _say(f"This engine is installed already: {target.key}")
         return None
@@ -96,7 +97,7 @@ def prepare_source(source: Path, target: Target) -> None:
 
 
 def _build(target: Target, tensorflow: TensorFlowInstall) -> Path:
-    toolchain.check_programs()
+    toolchain.check_programs(target.options)
     jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     _say(
         f"Building Horovod {HOROVOD_VERSION} for TensorFlow {tensorflow.version} with "

@@ -11,8 +11,8 @@ import platform
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
@@ -46,9 +46,10 @@ class Facts:
         horovod_present: whether a package named horovod can be found at all.
         record: what the engine says about how it was built; None if it says nothing.
         horovodrun: path of the command that a shell would start; None if it finds none.
+        mpirun: likewise.
         scripts: the folder of this interpreter's commands.
         missing_programs: what a build needs and PATH lacks.
-        probe: the allreduce of two ranks; None if it was not tried.
+        probes: the allreduce of two ranks, by the controller that brought them together.
     """
 
     hvdext: str
@@ -60,7 +61,8 @@ class Facts:
     horovodrun: str | None
     scripts: str
     missing_programs: tuple[str, ...] = ()
-    probe: ProbeResult | None = None
+    mpirun: str | None = None
+    probes: dict[str, ProbeResult] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def examine() -> Report:
 def gather() -> Facts:
     """Looks at this interpreter, its packages and, if it has a Horovod, two ranks of it."""
     packages = inspect()
+    mpirun = shutil.which("mpirun")
+    startable = _startable(packages["horovod"].get("built", ()), mpirun)
     return Facts(
         hvdext=metadata.version("hvdext"),
         python=f"{platform.python_version()} ({sys.executable})",
@@ -110,7 +114,8 @@ def gather() -> Facts:
         horovodrun=shutil.which("horovodrun"),
         scripts=str(Path(sys.executable).parent),
         missing_programs=tuple(name for name in ("g++", "make") if shutil.which(name) is None),
-        probe=two_rank_allreduce() if "version" in packages["horovod"] else None,
+        mpirun=mpirun,
+        probes={controller: two_rank_allreduce(controller) for controller in startable},
     )
 
 
@@ -216,8 +221,10 @@ def _horovod(facts: Facts) -> Iterator[Finding]:
     yield Finding("Horovod", Status.OK, found["version"])
     yield _controllers(found["built"])
     yield from _protections(facts)
-    yield _launcher(facts)
-    yield _allreduce(facts)
+    yield _horovodrun(facts)
+    yield _mpirun(facts)
+    for controller in _startable(found["built"], facts.mpirun):
+        yield _allreduce(controller, facts.probes.get(controller))
 
 
 def _how_to_build(facts: Facts) -> str:
@@ -258,7 +265,7 @@ def _protections(facts: Facts) -> Iterator[Finding]:
             yield Finding(f"fix {fix.name}", Status.NOTE, "missing", fix.without)
 
 
-def _launcher(facts: Facts) -> Finding:
+def _horovodrun(facts: Facts) -> Finding:
     if facts.horovodrun is None:
         return Finding(
             "horovodrun",
@@ -276,14 +283,37 @@ def _launcher(facts: Facts) -> Finding:
     return Finding("horovodrun", Status.OK, facts.horovodrun)
 
 
-def _allreduce(facts: Facts) -> Finding:
-    probe = facts.probe
+def _mpirun(facts: Facts) -> Finding:
+    if "mpi" not in facts.packages["horovod"]["built"]:
+        return Finding(
+            "mpirun",
+            Status.OK,
+            "not for this engine, which has no MPI (hvdext build-horovod --with-mpi)",
+        )
+    if facts.mpirun is None:
+        return Finding(
+            "mpirun",
+            Status.NOTE if "gloo" in facts.packages["horovod"]["built"] else Status.FAIL,
+            "not on PATH",
+            "this engine has MPI, so horovodrun calls mpirun unless told `horovodrun --gloo`; install it "
+            "(Debian, Ubuntu: apt-get install openmpi-bin)",
+        )
+    return Finding("mpirun", Status.OK, facts.mpirun)
+
+
+def _startable(built: Sequence[str], mpirun: str | None) -> list[str]:
+    """The ways to bring ranks together that this engine and this machine have."""
+    return [name for name in ("gloo", "mpi") if name in built and (name == "gloo" or mpirun)]
+
+
+def _allreduce(controller: str, probe: ProbeResult | None) -> Finding:
+    subject = f"2 ranks, {controller}"
     if probe is None:
-        return Finding("2 ranks", Status.FAIL, "not tried", "repair what is marked above first")
+        return Finding(subject, Status.FAIL, "not tried", "repair what is marked above first")
     if probe.ok:
-        return Finding("2 ranks", Status.OK, f"allreduce in {probe.seconds:.0f} s: {probe.detail}")
+        return Finding(subject, Status.OK, f"allreduce in {probe.seconds:.0f} s: {probe.detail}")
     return Finding(
-        "2 ranks",
+        subject,
         Status.FAIL,
         f"after {probe.seconds:.0f} s: {probe.detail}",
         "if the ranks cannot reach each other, name the network interface: horovodrun "

@@ -61,16 +61,19 @@ class Fix:
         edits: all of them are made, or none.
         without: one sentence for users of an engine that lacks this protection; empty for a fix
             that only makes the source compile.
+        controllers: which of Horovod's ways to bring ranks together the fix concerns.
     """
 
     name: str
     why: str
     edits: tuple[Edit, ...]
     without: str = ""
+    controllers: tuple[str, ...] = ("gloo", "mpi")
 
 
 STALL_CHECK = Fix(
     name="gloo-stall-check",
+    controllers=("gloo",),
     why=(
         "The Gloo controller reserves its list of ranks and fills the memory behind it, but the "
         "list's size stays 0. The stall check walks that list, so it never sees a missing rank."

@@ -1,4 +1,4 @@
-"""A real allreduce of two ranks under horovodrun, with a deadline.
+"""A real allreduce of two ranks under a launcher, with a deadline.
 
 The module is both sides: `two_rank_allreduce` starts it twice through horovodrun, and each rank
 runs `_rank`.
@@ -37,14 +37,16 @@ class ProbeResult:
     detail: str
 
 
-def two_rank_allreduce(deadline: float = 120.0) -> ProbeResult:
+def two_rank_allreduce(controller: str, deadline: float = 120.0) -> ProbeResult:
     """Sums a vector over two ranks on this machine.
 
     Args:
+        controller: what brings the ranks together: "gloo", which horovodrun does by itself, or "mpi", for
+            which it calls mpirun.
         deadline: seconds after which the ranks are ended.
     """
     # The module and not the script `horovodrun`: the script on PATH may be another interpreter's.
-    launcher = [sys.executable, "-m", "horovod.runner.launch", "-np", str(_RANKS)]
+    launcher = [sys.executable, "-m", "horovod.runner.launch", f"--{controller}", "-np", str(_RANKS)]
     worker = [sys.executable, "-m", "hvdext.engine.probe", str(deadline)]
     env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     start = time.monotonic()
@@ -75,7 +77,7 @@ def read_result(output: str, exit_code: int, seconds: float) -> ProbeResult:
     for line in output.splitlines():
         _, mark, text = line.partition(_MARK)  # horovodrun puts the rank in front
         if mark and exit_code == 0:
-            found = json.loads(text)
+            found, _ = json.JSONDecoder().raw_decode(text)  # mpirun may put the next line's rank behind
             ok = found == {"size": _RANKS, "sum": _EXPECTED}
             wrong = "" if ok else f"; expected size {_RANKS} and sum {_EXPECTED}"
             return ProbeResult(ok, seconds, f"size {found['size']}, sum {found['sum']}{wrong}")

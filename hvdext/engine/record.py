@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import os
 import pprint
 from pathlib import Path
 from typing import Any
 
 from hvdext.engine.fixes import FIXES, PROTECTIONS, Fix
+from hvdext.engine.launchers import on_mpi
 from hvdext.engine.target import Target
 
 RECORD_FILE = "_hvdext_fixes.py"
@@ -85,10 +87,15 @@ def installed_fixes() -> frozenset[str]:
 def missing_protections() -> list[str]:
     """Returns one sentence per protection that the installed Horovod lacks.
 
-    The list is empty if nothing is missing, and also without any Horovod: then there is one
-    process and nothing to protect.
+    What concerns Gloo alone is left out in a process that MPI started. The list is empty if nothing is
+    missing, and also without any Horovod: then there is one process and nothing to protect.
     """
     if horovod_folder() is None:
         return []
     present = installed_fixes()
-    return [fix.without for fix in PROTECTIONS if fix.name not in present]
+    controllers = {"mpi"} if on_mpi(os.environ) else {"gloo", "mpi"}
+    return [
+        fix.without
+        for fix in PROTECTIONS
+        if fix.name not in present and controllers.intersection(fix.controllers)
+    ]

@@ -81,7 +81,7 @@ class Target:
         platform: operating system and processor, e.g. `linux_x86_64`.
         options: what is built in.
         fixes: digest of the source fixes.
-        environment: the compiler settings of the user's shell, as sorted pairs.
+        environment: the compiler settings of the user's shell, as sorted pairs, and which MPI is built in.
         horovod: version of Horovod.
         recipe: version of the build's own steps.
     """
@@ -123,20 +123,22 @@ def find_tensorflow() -> TensorFlowInstall:
     return TensorFlowInstall(version=_tensorflow_version(), include=include)
 
 
-def current_target(tensorflow: str, options: Options) -> Target:
+def current_target(tensorflow: str, options: Options, mpi: str = "") -> Target:
     """Returns the target of a build by this interpreter in this shell.
 
     Args:
         tensorflow: version of the TensorFlow to build for.
         options: what to build in.
+        mpi: what tells this MPI from another; an engine built with one does not work with the next.
     """
+    settings = _build_environment(os.environ)
     return Target(
         tensorflow=tensorflow,
         python=f"{_implementation()}{sys.version_info.major}{sys.version_info.minor}",
         platform=sysconfig.get_platform().replace("-", "_").replace(".", "_"),
         options=options,
         fixes=fixes.digest(),
-        environment=_build_environment(os.environ),
+        environment=(*settings, ("MPI", mpi)) if mpi else settings,
     )
 
 

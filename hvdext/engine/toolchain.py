@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,8 +28,11 @@ BUILD_REQUIREMENTS = (
 )
 
 
-def check_programs() -> None:
+def check_programs(options: Options) -> None:
     """Checks that everything pip cannot install is there.
+
+    Args:
+        options: what to build in.
 
     Raises:
         EngineError: naming every missing program and how to get it.
@@ -40,11 +44,21 @@ def check_programs() -> None:
             "Building Horovod needs a C++ compiler and make. Received: no "
             f"{' and no '.join(missing)} on PATH. On Debian and Ubuntu: apt-get install g++ make"
         )
+    if options.mpi and shutil.which("mpicxx") is None:
+        raise EngineError(
+            "Building MPI in needs an MPI with its compilers. Received: no mpicxx on PATH. On Debian and "
+            "Ubuntu: apt-get install openmpi-bin libopenmpi-dev"
+        )
     if importlib.util.find_spec("pip") is None:
         raise EngineError(
             f"Building Horovod needs pip in {sys.executable}. Received: no module named pip. "
             f"Try: {sys.executable} -m ensurepip"
         )
+
+
+def mpi_identity() -> str:
+    """Returns what tells one MPI from another: how its compiler compiles, and its version."""
+    return "\n".join(_first_line(command) for command in (["mpicxx", "-show"], ["mpirun", "--version"]))
 
 
 def pip(*arguments: str) -> list[str]:
@@ -113,6 +127,13 @@ def compile_environment(tools: Path, options: Options, include_dirs: list[Path],
         extra = os.pathsep.join(map(str, include_dirs))
         env["CPLUS_INCLUDE_PATH"] = _prepend(extra, env.get("CPLUS_INCLUDE_PATH"))
     return env
+
+
+def _first_line(command):
+    if shutil.which(command[0]) is None:
+        return ""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip().partition("\n")[0]
 
 
 def _prepend(first: str, rest: str | None) -> str:

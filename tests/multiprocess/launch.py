@@ -60,6 +60,31 @@ def launch_script(ranks: int, script: Path, *arguments: str, timeout: float) -> 
     return _run([*_python_on(ranks), str(script), *arguments], ranks, timeout, None)
 
 
+def launch_elastic(hosts: Path, script: Path, *arguments: str, timeout: float) -> Ended:
+    """Runs a Python script on two ranks, one of which is enough to go on.
+
+    Args:
+        hosts: a file that the launcher reads once a second, with lines `host:slots`.
+        script: its file.
+        *arguments: handed to the script.
+        timeout: seconds, after which all processes of the launch are killed.
+    """
+    discovery = hosts.with_name("discover.sh")
+    discovery.write_text(f"#!/bin/sh\ncat {hosts}\n")
+    discovery.chmod(0o755)
+    options = {
+        "-np": 2,
+        "--min-np": 1,
+        "--max-np": 2,
+        "--network-interface": "lo",
+        "--host-discovery-script": discovery,
+        "--elastic-timeout": 30,
+        "--gloo-timeout-seconds": 30,  # a new rank takes some seconds to import TensorFlow
+    }
+    flags = [str(part) for option in options.items() for part in option]
+    return _run([str(_HOROVODRUN), *flags, sys.executable, str(script), *arguments], 2, timeout, None)
+
+
 def _python_on(ranks):
     launcher = [str(_HOROVODRUN), "-np", str(ranks)] if ranks > 1 else []
     return [*launcher, sys.executable]

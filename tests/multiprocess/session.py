@@ -12,11 +12,16 @@ import keras
 import tensorflow as tf
 
 TABLES = (
+    "callback_programs",
     "exchange_programs",
     "overflow_programs",
     "saving_programs",
     "process_set_programs",
     "refusal_programs",
+    "elastic_programs",
+    "uneven_programs",
+    "collective_programs",
+    "runtime_programs",  # last: it begins a second job
 )
 
 

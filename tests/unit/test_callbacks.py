@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 import hvdext as hvd
-from hvdext.callbacks.metrics import average_logs
 from hvdext.testing import run_ranks
 
 
@@ -210,24 +209,6 @@ def test_training_before_init():
 # -- metrics -------------------------------------------------------------------------------------------
 
 
-def test_logs_are_weighted_by_samples():
-    logs = average_logs([({"loss": 1.0, "val_loss": 10.0}, 30, 1), ({"loss": 2.0, "val_loss": 20.0}, 10, 3)])
-    assert logs == {"loss": 1.25, "val_loss": 17.5}
-
-
-def test_a_value_that_some_ranks_log():
-    logs = average_logs([({"loss": 1.0}, 1, 0), ({"loss": 3.0, "lr": 0.5}, 1, 0), ({"lr": 0.1}, 4, 0)])
-    assert logs == {"loss": 2.0, "lr": pytest.approx((0.5 + 0.4) / 5)}
-
-
-def test_without_samples_ranks_count_alike():
-    assert average_logs([({"loss": 1.0}, 0, 0), ({"loss": 2.0}, 0, 0)]) == {"loss": 1.5}
-
-
-def test_a_rank_without_samples_does_not_count():
-    assert average_logs([({"val_loss": 1.0}, 9, 2), ({"val_loss": float("nan")}, 9, 0)]) == {"val_loss": 1.0}
-
-
 def _samples(rank):
     """8 training and 2 validation samples on rank 0, 16 and 6 on rank 1."""
     generator = np.random.default_rng(rank)
@@ -269,15 +250,3 @@ def test_history_and_later_callbacks_see_the_whole_job():
         assert history == logs
         assert history == pytest.approx(expected, rel=1e-5)
     assert results[0] == results[1]
-
-
-def test_a_rank_without_logs_takes_part():
-    def run(comm):
-        callback = hvd.callbacks.MetricAverageCallback()
-        callback.on_epoch_begin(0)
-        logs = {0: {"loss": 2.0}, 1: None, 2: {"loss": 5.0, "val_loss": 1.0}}[comm.rank]
-        callback.on_epoch_end(0, logs)
-        return logs
-
-    averaged = {"loss": 3.5, "val_loss": 1.0}
-    assert run_ranks(3, run, timeout=20) == [averaged, None, averaged]

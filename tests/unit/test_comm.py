@@ -1,6 +1,7 @@
 """Communicators: alone, as threads, and what happens when somebody is missing."""
 
 import sys
+import threading
 import warnings
 
 import numpy as np
@@ -84,6 +85,88 @@ def test_every_type_is_summed_or_moved(dtype):
         assert summed == ([1, 1] if dtype == "bool" else [1, 2])
 
 
+def test_reductions_of_three_ranks():
+    def run(comm):
+        x = tf.constant([comm.rank + 1.0, -2.0 * comm.rank])
+        return [
+            comm.allreduce([x, x[:1]], f"hvdext.{op}", op=op)[0].numpy().tolist()
+            for op in ("min", "max", "product")
+        ]
+
+    assert run_ranks(3, run) == [[[1.0, -4.0], [3.0, 0.0], [6.0, 0.0]]] * 3
+
+
+def test_rows_of_a_sum_are_dealt_out():
+    def run(comm):
+        x = tf.reshape(tf.range(7), [7, 1]) * (comm.rank + 1)
+        ints = comm.reducescatter(x, "hvdext.rows")
+        small = comm.reducescatter(tf.cast(x, tf.uint8), "hvdext.small")
+        floats = comm.reducescatter(tf.cast(x, tf.float32), "hvdext.scaled", prescale=0.5, postscale=4.0)
+        assert small.dtype == tf.uint8
+        np.testing.assert_array_equal(tf.cast(small, tf.int32), ints)
+        np.testing.assert_array_equal(floats, 2 * ints)
+        return ints.numpy().ravel().tolist(), comm.traffic()["rows"]
+
+    # Factors 1 + 2 + 3; 28 bytes, of which two thirds leave.
+    rows = [[0, 6, 12], [18, 24], [30, 36]]
+    assert run_ranks(3, run) == [(r, hvd.runtime.Traffic(1, 18)) for r in rows]
+
+
+def test_alone_reductions_come_back():
+    comm, x = SoloComm(), tf.constant([1.0, 2.0])
+    np.testing.assert_array_equal(comm.allreduce([x], "hvdext.test", op="max")[0], x)
+    np.testing.assert_array_equal(comm.reducescatter(x, "hvdext.test", prescale=3.0), [3.0, 6.0])
+    assert comm.join("hvdext.test") == 0
+
+
+def test_wrong_reductions():
+    x = [tf.constant(1.0)]
+    with pytest.raises(ValueError, match="`op` must be one of"):
+        SoloComm().allreduce(x, "hvdext.test", op="mean")
+    with pytest.raises(ValueError, match="`prescale` and `postscale` need op='sum'"):
+        SoloComm().allreduce(x, "hvdext.test", op="min", prescale=2.0)
+
+
+def test_threads_cannot_join():
+    with pytest.raises(NotImplementedError, match="ThreadComm cannot join"):
+        run_ranks(2, lambda comm: comm.join("hvdext.join"))
+
+
+def test_lambdas_travel_and_what_does_not_pickle_is_named_on_every_rank():
+    def run(comm):
+        rank = comm.rank
+        found = [f(1) for f in comm.allgather_object(lambda x: x + rank, "hvdext.lambdas")]
+        messages = []
+        for send in (
+            lambda: comm.allgather_object(threading.Lock() if rank == 1 else 1, "hvdext.lock"),
+            lambda: comm.broadcast_object(threading.Lock(), 0, "hvdext.root"),
+        ):
+            with pytest.raises(ValueError, match="`obj` must be an object that pickles") as caught:
+                send()
+            messages.append(str(caught.value).splitlines()[1])
+        return found, messages
+
+    for found, (gathered, root) in run_ranks(3, run):
+        assert found == [1, 2, 3]
+        assert gathered.startswith("  rank 1: lock: ")
+        assert root.startswith("  rank 0: lock: ")
+
+
+def test_a_function_may_meet_new_collectives_when_it_is_traced_again():
+    def run(comm):
+        traces = []
+
+        @tf.function
+        def step(x, exchange):
+            traces.append(exchange)
+            return comm.allreduce([x], "hvdext.late")[0] if exchange else x
+
+        results = [float(step(tf.constant(1.0), exchange)) for exchange in (False, True, True)]
+        return results, traces
+
+    assert run_ranks(2, run) == [([1.0, 2.0, 2.0], [False, True])] * 2
+
+
 @pytest.mark.parametrize("name", ["grad", "hvdext", "hvdext.a b", "hvdext..a"])
 def test_collectives_have_proper_names(name):
     with pytest.raises(ValueError, match="`name` must look like"):
@@ -155,7 +238,7 @@ def test_wrong_process_sets(wrong, clean_process):
 
 @pytest.mark.parametrize("wrong", [[], [0, 0], [-1], [0.5], [True]])
 def test_wrong_ranks_of_a_process_set(wrong):
-    with pytest.raises(ValueError, match="`ranks` must be distinct, non-negative integers"):
+    with pytest.raises(ValueError, match="`ranks_or_comm` must be distinct, non-negative integers"):
         hvd.ProcessSet(wrong)
 
 
@@ -206,7 +289,7 @@ def test_only_rank_0_says_what_the_engine_lacks(monkeypatch):
 def test_launched_without_an_engine(monkeypatch):
     monkeypatch.setitem(sys.modules, "horovod", None)
     with pytest.raises(ImportError, match="Build it with `hvdext build-horovod`"):
-        runtime._join([])
+        runtime._join(None, [])
 
 
 def test_ranks_must_add_the_same_set():

@@ -1,5 +1,6 @@
 """What the watchdog says, whom it accuses, and that it ends a process that waits."""
 
+import json
 import subprocess
 import sys
 
@@ -141,3 +142,73 @@ def test_among_all_ranks_every_missing_one_is_accused():
 
 def test_a_process_that_does_not_wait_is_left_alone():
     assert _run(waiting=False, seconds=3).returncode == 0
+
+
+# -- in elastic jobs -------------------------------------------------------------------------------------
+
+
+class _Board(_Notes):
+    def post(self, key, text):
+        self._texts[key] = text
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    """What a watchdog would have ended its process with."""
+    texts = []
+    monkeypatch.setattr("hvdext.watchdog._end", texts.append)
+    return texts
+
+
+def _notes(**started):
+    return {
+        rank.removeprefix("rank"): json.dumps({"time": 0.0, "progress": {NAME: [count, count]}})
+        for rank, count in started.items()
+    }
+
+
+def _waiting(rank, board, elastic=True):
+    ledger = Ledger(3)
+    ledger.entry(NAME, (0, 1, 2))
+    return Watchdog(rank, ledger, board, deadline=10.0, elastic=elastic)
+
+
+def test_the_missing_rank_is_asked_to_end_and_does(ended, capfd):
+    board = _Board(_notes(rank0=3, rank1=2, rank2=3))
+    _waiting(0, board)._overdue(NAME, 3, 11.0)
+    assert ended == []
+    assert "rank 0 has waited 11 s for rank 1 in collective" in capfd.readouterr().err
+    _waiting(2, board)._heed()
+    assert ended == []
+    _waiting(1, board)._heed()
+    (text,) = ended
+    assert f"ending this process, rank 1: rank 0 has waited 11 s for rank 1 in collective '{NAME}'" in text
+
+
+def test_a_request_from_an_earlier_life_is_not_meant(ended):
+    board = _Board({"end.1": "rank 0 has waited"})
+    watchdog = _waiting(1, board)
+    watchdog.start()
+    watchdog.stop()
+    watchdog._heed()
+    assert ended == []
+
+
+def test_a_rank_that_does_not_end_leaves_no_choice(ended):
+    watchdog = _waiting(0, _Board(_notes(rank0=3, rank1=2, rank2=3)))
+    watchdog._overdue(NAME, 3, 11.0)
+    watchdog._overdue(NAME, 3, 40.0)
+    (text,) = ended
+    assert "rank 1 has not arrived" in text
+
+
+@pytest.mark.parametrize(
+    ("elastic", "notes"),
+    [(False, {"rank1": 2, "rank2": 3}), (True, {"rank1": 3, "rank2": 3})],
+    ids=["not elastic", "nobody is missing"],
+)
+def test_nobody_else_is_asked(ended, elastic, notes):
+    board = _Board(_notes(rank0=3, **notes))
+    _waiting(0, board, elastic)._overdue(NAME, 3, 11.0)
+    assert len(ended) == 1
+    assert [board.read(f"end.{rank}") for rank in range(3)] == [None] * 3

@@ -22,7 +22,7 @@ WELL = Facts(
     record={"fixes": [STALL_CHECK.name, STATEFUL_OPS.name], "tensorflow": "2.21.0"},
     horovodrun="/venv/bin/horovodrun",
     scripts="/venv/bin",
-    probe=ProbeResult(True, 5.0, "size 2, sum [3.0, 30.0]"),
+    probes={"gloo": ProbeResult(True, 5.0, "size 2, sum [3.0, 30.0]")},
 )
 
 
@@ -48,7 +48,7 @@ def test_no_horovod():
         with_package("horovod", error="ModuleNotFoundError"),
         horovod_present=False,
         record=None,
-        probe=None,
+        probes={},
     )
     report = diagnose(facts)
 
@@ -123,11 +123,37 @@ def test_horovodrun_missing_or_foreign():
 
 
 def test_two_ranks_that_do_not_meet():
-    report = diagnose(replace(WELL, probe=ProbeResult(False, 120.0, "no result within 120 s")))
+    report = diagnose(replace(WELL, probes={"gloo": ProbeResult(False, 120.0, "no result within 120 s")}))
 
     assert not report.ok
-    assert "--network-interfaces" in the(report, "2 ranks").advice
+    assert "--network-interfaces" in the(report, "2 ranks, gloo").advice
     assert "Does not work: 1" in as_text(report)
+
+
+def test_each_launcher_of_an_engine_with_mpi_is_tried():
+    both = with_package("horovod", version="0.28.1", built=["gloo", "mpi"])
+    both = replace(both, mpirun="/usr/bin/mpirun")
+    assert not diagnose(both).ok  # MPI was not tried
+
+    report = diagnose(replace(both, probes={**WELL.probes, "mpi": ProbeResult(True, 6.0, "sum")}))
+
+    assert report.ok
+    assert the(report, "mpirun").value == "/usr/bin/mpirun"
+    assert the(report, "2 ranks, mpi").value == "allreduce in 6 s: sum"
+
+
+def test_mpirun_is_not_for_an_engine_without_mpi():
+    finding = the(diagnose(replace(WELL, mpirun="/usr/bin/mpirun")), "mpirun")
+
+    assert "--with-mpi" in finding.value
+
+
+@pytest.mark.parametrize(("built", "status"), [(["gloo", "mpi"], Status.NOTE), (["mpi"], Status.FAIL)])
+def test_an_engine_with_mpi_wants_mpirun(built, status):
+    finding = the(diagnose(with_package("horovod", version="0.28.1", built=built)), "mpirun")
+
+    assert finding.status is status
+    assert "openmpi-bin" in finding.advice
 
 
 def test_json_holds_everything():

@@ -15,6 +15,10 @@ def test_the_right_sum_is_ok():
     assert result.detail == "size 2, sum [3.0, 30.0]"
 
 
+def test_mpirun_may_add_a_rank_at_the_end_of_the_line():
+    assert read_result(GOOD.replace("[0]", "[1,0]").rstrip() + "[1,0]<stdout>:\n", 0, 4.0).ok
+
+
 @pytest.mark.parametrize("found", ['{"size": 1, "sum": [1.0, 10.0]}', '{"size": 2, "sum": [1, 1]}'])
 def test_a_wrong_sum_is_not_ok(found):
     result = read_result(f"[0]<stdout>:hvdext-probe {found}", 0, 4.0)

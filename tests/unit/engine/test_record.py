@@ -59,3 +59,9 @@ def test_without_horovod_nothing_is_missing(monkeypatch):
 
     assert record.installed_fixes() == frozenset()
     assert record.missing_protections() == []
+
+
+def test_what_concerns_gloo_alone_is_not_missing_under_mpirun(horovod, monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+
+    assert record.missing_protections() == [STATEFUL_OPS.without]

@@ -59,6 +59,12 @@ def test_only_compiler_settings_of_the_shell_count(monkeypatch):
     assert plain.key != other.key
 
 
+def test_another_mpi_is_another_engine():
+    keys = {current_target("2.21.0", Options(mpi=True), mpi).key for mpi in ("4.1", "5.0")}
+
+    assert len(keys) == 2
+
+
 def test_no_tensorflow_says_what_to_install(monkeypatch):
     monkeypatch.setattr(target_module.importlib.util, "find_spec", lambda name: None)
 

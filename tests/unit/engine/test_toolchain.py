@@ -75,4 +75,24 @@ def test_missing_programs_are_all_named(monkeypatch, tmp_path):
     monkeypatch.delenv("CXX", raising=False)
 
     with pytest.raises(EngineError, match=r"no g\+\+ and no make .*apt-get install g\+\+ make"):
-        toolchain.check_programs()
+        toolchain.check_programs(PLAIN)
+
+
+def test_mpi_needs_its_compiler(monkeypatch, tmp_path):
+    for name in ("g++", "make"):
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+
+    toolchain.check_programs(PLAIN)
+    with pytest.raises(EngineError, match="apt-get install openmpi-bin libopenmpi-dev"):
+        toolchain.check_programs(Options(mpi=True))
+
+
+def test_mpi_is_told_by_its_compiler_and_version(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    for name, text in (("mpicxx", "g++ -I/mpi/include\nmore"), ("mpirun", "mpirun (Some MPI) 4.1\nmore")):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{text}'\n")
+        (tmp_path / name).chmod(0o755)
+
+    assert toolchain.mpi_identity() == "g++ -I/mpi/include\nmpirun (Some MPI) 4.1"

@@ -1,0 +1,102 @@
+"""Ranks with different numbers of batches in one epoch."""
+
+from __future__ import annotations
+
+import keras
+
+from hvdext import agreement
+from hvdext.callbacks.broadcast import is_built
+from hvdext.comm import current
+from hvdext.optimizer import ApplyHook, build, hook_of
+
+
+class UnevenBatches(keras.callbacks.Callback):
+    """Lets ranks train different numbers of batches per epoch, also none at all, in `model.fit`.
+
+    A rank that has run out of batches takes part in the others' updates with nothing to contribute until
+    all have, and before validation: averages are over the ranks that still have a batch, and all ranks
+    hold the same weights after every epoch. The learning rate of such an update is that of the first
+    rank with a batch. Variables that are not exchanged wait for the rank's own next batch.
+
+    Put it before the callbacks that compare or save anything at the end of an epoch. The model must be
+    built (begin with a `keras.Input`), since a rank without a batch cannot know its shapes; a rank that has
+    none at all passes empty arrays or an empty `tf.data.Dataset`, as Keras refuses empty generators and
+    PyDatasets.
+
+    Costs one small exchange per update, which runs beside the backward pass, and one per epoch.
+
+    Raises:
+        ValueError: when training begins, on every rank alike: if the model is not built, its optimizer is
+            not from `hvd.DistributedOptimizer` or accumulates by Keras' `gradient_accumulation_steps`, or a
+            layer exchanges numbers within the forward pass (`hvd.SyncBatchNormalization`).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_training = False
+        self._has_joined = False
+
+    def set_model(self, model):
+        super().set_model(model)
+        hook = hook_of(model.optimizer)
+        if hook is not None and not hook.expects_uneven_batches and not hook.has_keras_accumulation:
+            hook.expect_uneven_batches(True)
+            model.train_function = None  # to be traced with the roll call
+
+    def on_train_begin(self, logs=None):
+        problem = _problem(self.model)
+        agreement.check(current(), "hvd.callbacks.UnevenBatches", {"problem": problem}, problem)
+        build(self.model.optimizer, self.model.trainable_variables)
+        self._is_training = True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._has_joined = False
+
+    def on_test_begin(self, logs=None):
+        if self._is_training:
+            self._join()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._join()
+
+    def on_train_end(self, logs=None):
+        self._is_training = False
+        self._hook().expect_uneven_batches(False)
+        self.model.train_function = None
+
+    def _join(self):
+        if not self._has_joined:
+            self._has_joined = True
+            self._hook().join(self.model.optimizer, self.model.trainable_variables)
+
+    def _hook(self) -> ApplyHook:
+        hook = hook_of(self.model.optimizer)
+        assert hook is not None, "on_train_begin() has checked it"
+        return hook
+
+
+def _problem(model):
+    hook = hook_of(model.optimizer)
+    if hook is None:
+        return (
+            "`UnevenBatches` needs a model compiled with hvd.DistributedOptimizer. "
+            f"Received: the optimizer {model.optimizer.name!r}."
+        )
+    if hook.has_keras_accumulation:
+        return (
+            "`UnevenBatches` needs an optimizer that does not accumulate by Keras: use "
+            "`backward_passes_per_step`. Received: gradient_accumulation_steps="
+            f"{hook.optimizer.gradient_accumulation_steps}."
+        )
+    if not is_built(model):
+        return (
+            "`UnevenBatches` needs a built model, since a rank without a batch cannot know its shapes: begin "
+            f"it with a keras.Input or call it once. Received: the unbuilt {model.name!r}."
+        )
+    talking = [layer.name for layer in model._flatten_layers() if getattr(layer, "exchanges_forward", False)]
+    if talking:
+        return (
+            "`UnevenBatches` needs layers that exchange nothing within the forward pass, such as "
+            f"keras.layers.BatchNormalization. Received: hvd.SyncBatchNormalization layers {talking}."
+        )
+    return None

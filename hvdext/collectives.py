@@ -1,0 +1,458 @@
+"""Collectives for users: `hvd.allreduce(loss)`, `hvd.allgather(predictions)` and the others.
+
+All of them work eagerly, in a `tf.function` and within Keras' `train_step`, take Python numbers, arrays,
+tensors and variables, and have gradients (`hvdext.differentiable` says which). Every rank of the process set
+must call them, in the same order.
+
+A call without `name` is named by its place among the calls of its kind in the graph, which is the same on
+ranks that run the same program. Give a name where ranks do not, and use few of them: each stays known to
+the engine and to hvdext for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from hvdext import differentiable
+from hvdext.arguments import suggests_keywords
+from hvdext.collective_arguments import (
+    check_reduction,
+    checked_splits,
+    collective_name,
+    comm_of,
+    converted,
+    dense,
+    engine_complaint,
+    group,
+    op_of,
+    options_of,
+    own_complaint,
+    place_of_root,
+    reducible,
+    scatterable,
+    with_rows,
+)
+from hvdext.compression import Compression
+from hvdext.process_sets import ProcessSet
+from hvdext.reduce_op import ReduceOp
+
+
+@suggests_keywords
+@tf.autograph.experimental.do_not_convert
+def allreduce(
+    value: Any,
+    name: str | None = None,
+    average: bool | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    op: ReduceOp | None = None,
+    compression: Compression = Compression.none,
+    *,
+    device_dense: str = "",
+    device_sparse: str = "",
+    process_set: ProcessSet | None = None,
+    ignore_name_scope: bool = False,
+) -> tf.Tensor | tf.IndexedSlices:
+    """Combines the ranks' values element by element.
+
+    Args:
+        value: real numbers; the same shape and dtype on every rank. `tf.IndexedSlices` are gathered, and
+            ranks may hold different numbers of slices.
+        name: the collective's name; None: by position.
+        average: Horovod's old argument. True: `op=hvd.Average`, False: `op=hvd.Sum`.
+        prescale_factor: with Average and Sum, each rank's value is multiplied by it first.
+        postscale_factor: with Average and Sum, the result is multiplied by it.
+        op: hvd.Average (default), Sum, Adasum, Min, Max or Product. As in Horovod, an average of integers
+            and a product of integers with a factor lose their fraction.
+        compression: `hvd.Compression.fp16` sends floats as float16; with Average and Sum their shape
+            must then be static.
+        device_dense: TensorFlow device for the exchange; "": where the value is.
+        device_sparse: the same for `tf.IndexedSlices`.
+        process_set: among which ranks; None: all.
+        ignore_name_scope: of no effect: names never contain TensorFlow's scopes.
+
+    Returns:
+        A tensor like `value`, the same bits on every rank; for `tf.IndexedSlices` the slices of all ranks.
+
+    Raises:
+        ValueError, TypeError: if an argument breaks its rule; eagerly also if the ranks' values do not fit
+            together, then on every rank.
+        LookupError: if a gradient is asked for with another `op` than Average and Sum.
+    """
+    op = op_of(op, average)
+    check_reduction(op, compression, prescale_factor, postscale_factor, list(ReduceOp))
+    comm = comm_of(process_set, op)
+    label = collective_name("allreduce", name)
+    how = options_of(op, compression, prescale_factor, postscale_factor)
+    with own_complaint(comm, label):
+        tensor = reducible(converted(value, "value"), "value", comm, how)
+    with engine_complaint(comm, "value"):
+        return _allreduce_all(comm, [tensor], label, device_dense, device_sparse, how)[0]
+
+
+@suggests_keywords
+@tf.autograph.experimental.do_not_convert
+def grouped_allreduce(
+    tensors: Sequence,
+    average: bool | None = None,
+    device_dense: str = "",
+    device_sparse: str = "",
+    compression: Compression = Compression.none,
+    op: ReduceOp | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    process_set: ProcessSet | None = None,
+    ignore_name_scope: bool = False,
+    name: str | None = None,
+) -> list[tf.Tensor | tf.IndexedSlices]:
+    """`allreduce` of several values, those of one dtype in one message.
+
+    Args:
+        tensors: what `allreduce` takes; the same number, shapes and dtypes on every rank.
+        average: as for `allreduce`.
+        device_dense: as for `allreduce`.
+        device_sparse: as for `allreduce`.
+        compression: as for `allreduce`.
+        op: as for `allreduce`.
+        prescale_factor: as for `allreduce`.
+        postscale_factor: as for `allreduce`.
+        process_set: as for `allreduce`.
+        ignore_name_scope: as for `allreduce`.
+        name: as for `allreduce`.
+
+    Returns:
+        One result for each of `tensors`.
+
+    Raises:
+        ValueError, TypeError, LookupError: as `allreduce`.
+    """
+    op = op_of(op, average)
+    check_reduction(op, compression, prescale_factor, postscale_factor, list(ReduceOp))
+    comm = comm_of(process_set, op)
+    how = options_of(op, compression, prescale_factor, postscale_factor)
+    values = group(
+        comm, tensors, "grouped_allreduce", lambda tensor: reducible(tensor, "tensors", comm, how), True
+    )
+    label = collective_name("grouped_allreduce", name)
+    with engine_complaint(comm, "tensors"):
+        return _allreduce_all(comm, values, label, device_dense, device_sparse, how)
+
+
+@suggests_keywords
+@tf.autograph.experimental.do_not_convert
+def allgather(
+    value: Any,
+    name: str | None = None,
+    *,
+    process_set: ProcessSet | None = None,
+    ignore_name_scope: bool = False,
+) -> tf.Tensor:
+    """Concatenates the ranks' values along axis 0, in rank order.
+
+    Args:
+        value: numbers with at least one axis; ranks may differ in the length of axis 0 only.
+        name: the collective's name; None: by position.
+        process_set: among which ranks; None: all.
+        ignore_name_scope: of no effect: names never contain TensorFlow's scopes.
+
+    Returns:
+        All ranks' rows.
+
+    Raises:
+        ValueError, TypeError: if an argument breaks its rule; eagerly also if the ranks' values do not fit
+            together, then on every rank.
+    """
+    comm = comm_of(process_set)
+    label = collective_name("allgather", name)
+    with own_complaint(comm, label):
+        tensor = with_rows(converted(value, "value"), "value")
+    with engine_complaint(comm, "value"):
+        return differentiable.allgather(comm, tensor, label)
+
+
+@suggests_keywords
+@tf.autograph.experimental.do_not_convert
+def grouped_allgather(
+    tensors: Sequence,
+    name: str | None = None,
+    ignore_name_scope: bool = False,
+    process_set: ProcessSet | None = None,
+) -> list[tf.Tensor]:
+    """`allgather` of several values.
+
+    Args:
+        tensors: what `allgather` takes, the same number on every rank; dtypes may differ.
+        name: as for `allgather`.
+        ignore_name_scope: as for `allgather`.
+        process_set: as for `allgather`.
+
+    Returns:
+        One result for each of `tensors`.
+
+    Raises:
+        ValueError, TypeError: as `allgather`.
+    """
+    comm = comm_of(process_set)
+    values = group(comm, tensors, "grouped_allgather", lambda tensor: with_rows(tensor, "tensors"), False)
+    label = collective_name("grouped_allgather", name)
+    with engine_complaint(comm, "tensors"):
+        return [differentiable.allgather(comm, v, f"{label}.part{i}") for i, v in enumerate(values)]
+
+
+@suggests_keywords
+@tf.autograph.experimental.do_not_convert
+def broadcast(
+    value: Any,
+    root_rank: int,
+    name: str | None = None,
+    *,
+    process_set: ProcessSet | None = None,
+    ignore_name_scope: bool = False,
+) -> tf.Tensor:
+    """Returns rank `root_rank`'s value on every rank.
+
+    Args:
+        value: numbers; the same shape and dtype on every rank.
+        root_rank: the global rank whose value counts.
+        name: the collective's name; None: by position.
+        process_set: among which ranks; None: all.
+        ignore_name_scope: of no effect: names never contain TensorFlow's scopes.
+
+    Raises:
+        ValueError, TypeError: if an argument breaks its rule; eagerly also if the ranks' values do not fit
+            together, then on every rank.
+    """
+    comm = comm_of(process_set)
+    root = place_of_root(comm, root_rank)
+    label = collective_name("broadcast", name)
+    with own_complaint(comm, label):
+        tensor = dense(converted(value, "value"), "value")
+    with engine_complaint(comm, "value"):
+        return differentiable.broadcast(comm, tensor, root, label)
+
+
+@suggests_keywords
+@tf.autograph.experimental.do_not_convert
+def broadcast_(
+    variables: Sequence, root_rank: int, name: str | None = None, process_set: ProcessSet | None = None
+) -> list[tf.Tensor]:
+    """Assigns rank `root_rank`'s values to `variables` on every rank.
+
+    Args:
+        variables: Keras or TensorFlow variables; the same number, shapes and dtypes on every rank.
+        root_rank: the global rank whose values count.
+        name: the collective's name; None: by position.
+        process_set: among which ranks; None: all.
+
+    Returns:
+        The variables' new values.
+
+    Raises:
+        ValueError, TypeError: if an argument breaks its rule; eagerly also if the ranks' variables differ,
+            then on every rank.
+    """
+    comm = comm_of(process_set)
+    root = place_of_root(comm, root_rank)
+    strangers = [v for v in variables if not isinstance(v, (tf.Variable, keras.Variable))]
+    if strangers:
+        raise TypeError(f"`variables` must hold Keras or TensorFlow variables. Received: {strangers}.")
+    values = group(comm, variables, "broadcast_", lambda tensor: tensor, True)
+    if not values:
+        return []
+    label = collective_name("broadcast_", name)
+    with engine_complaint(comm, "variables"):
+        received = comm.broadcast(values, root, label)
+    for variable, new in zip(variables, received, strict=True):
+        variable.assign(new)
+    return received
+
+
+@suggests_keywords
+@tf.autograph.experimental.do_not_convert
+def reducescatter(
+    value: Any,
+    name: str | None = None,
+    op: ReduceOp = ReduceOp.AVERAGE,
+    *,
+    device_dense: str = "",
+    compression: Compression = Compression.none,
+    process_set: ProcessSet | None = None,
+    ignore_name_scope: bool = False,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+) -> tf.Tensor:
+    """Combines the ranks' values element by element; each rank gets its block of rows.
+
+    Args:
+        value: real numbers with at least one axis; the same shape and dtype on every rank.
+        name: the collective's name; None: by position.
+        op: hvd.Average or hvd.Sum.
+        device_dense: TensorFlow device for the exchange; "": where the value is.
+        compression: `hvd.Compression.fp16` sends floats as float16.
+        process_set: among which ranks; None: all.
+        ignore_name_scope: of no effect: names never contain TensorFlow's scopes.
+        prescale_factor: each rank's value is multiplied by it first.
+        postscale_factor: the result is multiplied by it.
+
+    Returns:
+        This rank's rows, the blocks in rank order. Where the ranks do not divide the rows, the first ranks
+        get one row more than the others.
+
+    Raises:
+        ValueError, TypeError: if an argument breaks its rule; eagerly also if the ranks' values do not fit
+            together, then on every rank.
+    """
+    check_reduction(op, compression, prescale_factor, postscale_factor, [ReduceOp.AVERAGE, ReduceOp.SUM])
+    comm = comm_of(process_set)
+    label = collective_name("reducescatter", name)
+    how = options_of(op, compression, prescale_factor, postscale_factor)
+    with own_complaint(comm, label):
+        tensor = scatterable(converted(value, "value"), "value")
+    with engine_complaint(comm, "value"), tf.device(device_dense or None):
+        return differentiable.reducescatter(comm, tensor, label, **how)
+
+
+@suggests_keywords
+@tf.autograph.experimental.do_not_convert
+def grouped_reducescatter(
+    tensors: Sequence,
+    device_dense: str = "",
+    compression: Compression = Compression.none,
+    op: ReduceOp = ReduceOp.AVERAGE,
+    process_set: ProcessSet | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    *,
+    name: str | None = None,
+) -> list[tf.Tensor]:
+    """`reducescatter` of several values.
+
+    Args:
+        tensors: what `reducescatter` takes; the same number, shapes and dtypes on every rank.
+        device_dense: as for `reducescatter`.
+        compression: as for `reducescatter`.
+        op: as for `reducescatter`.
+        process_set: as for `reducescatter`.
+        prescale_factor: as for `reducescatter`.
+        postscale_factor: as for `reducescatter`.
+        name: as for `reducescatter`.
+
+    Returns:
+        One result for each of `tensors`.
+
+    Raises:
+        ValueError, TypeError: as `reducescatter`.
+    """
+    check_reduction(op, compression, prescale_factor, postscale_factor, [ReduceOp.AVERAGE, ReduceOp.SUM])
+    comm = comm_of(process_set)
+    how = options_of(op, compression, prescale_factor, postscale_factor)
+    values = group(
+        comm, tensors, "grouped_reducescatter", lambda tensor: scatterable(tensor, "tensors"), True
+    )
+    label = collective_name("grouped_reducescatter", name)
+    with engine_complaint(comm, "tensors"), tf.device(device_dense or None):
+        return [
+            differentiable.reducescatter(comm, tensor, f"{label}.part{i}", **how)
+            for i, tensor in enumerate(values)
+        ]
+
+
+@suggests_keywords
+@tf.autograph.experimental.do_not_convert
+def alltoall(
+    tensor: Any,
+    splits: Sequence[int] | tf.Tensor | None = None,
+    name: str | None = None,
+    ignore_name_scope: bool = False,
+    process_set: ProcessSet | None = None,
+) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor]:
+    """Sends some rows of `tensor` to each rank and returns the rows received, in rank order.
+
+    Args:
+        tensor: numbers with at least one axis; ranks may differ in the length of axis 0 only.
+        splits: integers, shape (ranks,): how many rows go to each rank, in rank order; together all rows.
+            None: equal shares. Either all ranks pass splits or none.
+        name: the collective's name; None: by position.
+        ignore_name_scope: of no effect: names never contain TensorFlow's scopes.
+        process_set: among which ranks; None: all.
+
+    Returns:
+        The rows; with `splits` a pair: the rows, and how many of them came from each rank (int32).
+
+    Raises:
+        ValueError, TypeError: if an argument breaks its rule; eagerly also if the ranks' tensors do not fit
+            together or a rank's splits do not fit its rows, then on every rank.
+        tf.errors.InvalidArgumentError: on every rank, if a rank's splits do not fit in a `tf.function`.
+    """
+    comm = comm_of(process_set)
+    label = collective_name("alltoall", name)
+    with own_complaint(comm, f"{label}.splits"):
+        value = with_rows(converted(tensor, "tensor"), "tensor")
+        shares = None if splits is None else checked_splits(splits)
+    with engine_complaint(comm, "tensor"):
+        sent, received = _row_counts(comm, value, shares, f"{label}.splits")
+        result = differentiable.alltoall(comm, value, sent, received, label)
+    return result if splits is None else (result, received)
+
+
+# -- the work ------------------------------------------------------------------------------------------
+
+
+def _allreduce_all(comm, values, name, device_dense, device_sparse, how):
+    results: list[Any] = list(values)
+    kinds: dict[str, list[int]] = {}
+    for i, value in enumerate(values):
+        if isinstance(value, tf.IndexedSlices):
+            # One value alone has the name of a dense one: the engine then notices where ranks differ.
+            label = name if len(values) == 1 else f"{name}.sparse{i}"
+            with tf.device(device_sparse or None):
+                results[i] = _gathered_slices(comm, value, label, **how)
+        else:
+            kinds.setdefault(value.dtype.name, []).append(i)
+    for kind, members in kinds.items():
+        label = name if len(kinds) == 1 else f"{name}.{kind}"
+        with tf.device(device_dense or None):
+            combined = differentiable.allreduce(comm, [values[i] for i in members], label, **how)
+        for i, tensor in zip(members, combined, strict=True):
+            results[i] = tensor
+    return results
+
+
+def _gathered_slices(comm, slices, name, *, op, compression, prescale, postscale):
+    dtype = slices.values.dtype
+    half = compression is Compression.fp16 and dtype.size > 2
+    factor = prescale * postscale / (comm.size if op is ReduceOp.AVERAGE else 1)
+    wire = tf.cast(slices.values, tf.float16 if half else dtype)
+    values = tf.cast(differentiable.allgather(comm, wire, name), dtype)
+    indices = comm.allgather(slices.indices, f"{name}.indices")
+    return tf.IndexedSlices(values * tf.constant(factor, dtype), indices, slices.dense_shape)
+
+
+def _row_counts(comm, tensor, splits, name):
+    """How many rows this rank sends to each and receives from each; an error on all ranks if any is wrong."""
+    rows = tf.shape(tensor, tf.int64)[0]
+    given = tf.fill([comm.size], rows // comm.size) if splits is None else splits
+    fits = tf.logical_and(tf.size(given) == comm.size, tf.reduce_all(given >= 0))
+    fits = tf.logical_and(fits, tf.reduce_sum(given) == rows)
+    # A rank whose splits are wrong still sends a row of the right length, since the others wait for it.
+    sent = tf.where(fits, tf.pad(given, [[0, comm.size]])[: comm.size], -1)
+    everyone = tf.reshape(comm.allgather(sent, name), [comm.size, comm.size])
+    rule = (
+        f"`splits` must be {comm.size} numbers, not negative, that add up to the rows of `tensor`; without "
+        f"`splits`, {comm.size} must divide the rows. Received otherwise on the ranks"
+    )
+    wrong = tf.gather(tf.constant(comm.ranks), tf.where(everyone[:, 0] < 0)[:, 0])
+    mine = ["; on this rank: splits", given, "for rows:", rows]
+    if tf.executing_eagerly():
+        if tf.size(wrong) > 0:
+            text = f"{mine[0]} {given.numpy().tolist()} {mine[2]} {int(rows)}"
+            raise ValueError(f"{rule} {wrong.numpy().tolist()}{text}.")
+    else:
+        check = tf.debugging.Assert(tf.equal(tf.size(wrong), 0), [rule, wrong, *mine])
+        with tf.control_dependencies([check]):
+            sent, everyone = tf.identity(sent), tf.identity(everyone)
+    return tf.cast(sent, tf.int32), tf.cast(everyone[:, comm.rank], tf.int32)

@@ -1,0 +1,71 @@
+"""Meeting again after `hvd.shutdown()`, at the launcher's key-value server.
+
+Gloo's ranks find each other by addresses that they leave at the server horovodrun keeps open. The server
+forgets the addresses of one meeting when all have read them, but loses count where hosts and ranks meet at
+the same time; a second meeting would then call at doors that are closed. So before it, rank 0 waits for all
+ranks and makes the server forget.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import urllib.request
+
+from hvdext.board import Board
+
+_PAUSE = 0.02  # seconds between two looks at the server
+
+
+def meet_again(turn: int, seconds: float) -> None:
+    """Returns once every rank has called it and the server knows no old address. Uses no engine.
+
+    Without a server of horovodrun's, and in elastic jobs, whose server starts anew by itself: at once.
+
+    Args:
+        turn: the how manieth meeting of this process, the same on every rank.
+        seconds: how long to wait.
+
+    Raises:
+        TimeoutError: if a rank does not come in time; the message names it.
+    """
+    host = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR")
+    port = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_PORT")
+    if not host or not port or "HOROVOD_ELASTIC" in os.environ:
+        return
+    address = f"{host}:{port}"
+    board = Board(address, "hvdext-again")
+    rank, size = int(os.environ["HOROVOD_RANK"]), int(os.environ["HOROVOD_SIZE"])
+    end = time.monotonic() + seconds
+    if rank:
+        scopes = f"local_{os.environ['HOROVOD_HOSTNAME']} cross_{os.environ['HOROVOD_LOCAL_RANK']}"
+        board.post(f"{turn}.{rank}", scopes)
+        _wait_for(board, f"{turn}.go", 0, end)
+        return
+    known = ["global", f"local_{os.environ['HOROVOD_HOSTNAME']}", "cross_0"]
+    for other in range(1, size):
+        known += _wait_for(board, f"{turn}.{other}", other, end).split()
+    for scope in dict.fromkeys(known):
+        _forget(address, scope, size)
+    board.post(f"{turn}.go", "yes")
+
+
+def _wait_for(board, key, rank, end):
+    while time.monotonic() < end:
+        text = board.read(key)
+        if text is not None:
+            return text
+        time.sleep(_PAUSE)
+    raise TimeoutError(
+        f"rank {rank} has not called `hvd.init()` again; every rank must, after `hvd.shutdown()`."
+    )
+
+
+def _forget(address, scope, size):
+    """The server clears a scope once as many have left it as belong to it; some may be counted already."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    for _ in range(size):
+        if Board(address, scope).read("0") is None:
+            return
+        request = urllib.request.Request(f"http://{address}/{scope}/0", method="DELETE")
+        opener.open(request, timeout=10).close()

@@ -1,0 +1,117 @@
+"""Ranks with different numbers of batches: who contributes to a step, and what the others hand in.
+
+A rank that has run out of batches goes on taking part in the exchanges, with nothing to contribute, until no
+rank has a batch left. Each step begins with a roll call: every rank says whether it contributes and gathers
+the others' answers. The average is then over those that do, and every rank applies it, so that the
+weights stay equal. When nobody answers, all ranks know that the epoch is over. Unlike the engine's own
+join, this needs no end: it works in every epoch, for sparse, compressed and Adasum exchanges, and within
+process sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from hvdext.accumulation import kind_of
+from hvdext.comm import Communicator
+
+
+class RollCall:
+    """Counts, step by step, the ranks that contribute, and gives all of them one learning rate.
+
+    Args:
+        name: part of the collective's name.
+        comm: returns the ranks that are called.
+        optimizer: whose hyperparameters follow those of the first rank that contributes: a callback that
+            changes the learning rate with the batches does nothing on a rank that has none left.
+    """
+
+    def __init__(self, name: str, comm: Callable[[], Communicator], optimizer: keras.optimizers.Optimizer):
+        self._name = f"hvdext.grad.{name}.rollcall"
+        self._comm = comm
+        self._optimizer = optimizer
+
+    def take(self, present: bool) -> tf.Tensor:
+        """Returns how many ranks contribute to this step: a float64 scalar, the same on every rank.
+
+        Args:
+            present: whether this rank does.
+        """
+        comm = self._comm()
+        settings = _hyperparameters(self._optimizer)
+        values = [tf.cast(tf.convert_to_tensor(variable), tf.float64) for variable in settings]
+        mine = tf.stack([tf.constant(float(present), tf.float64), *values])
+        everyone = comm.allgather(mine[tf.newaxis], self._name)
+        everyone = tf.ensure_shape(everyone, [comm.size, 1 + len(settings)])
+        count = tf.reduce_sum(everyone[:, 0])
+        first = tf.gather(everyone, tf.argmax(everyone[:, 0]))
+        for variable, own, theirs in zip(settings, values, tf.unstack(first)[1:], strict=True):
+            variable.assign(tf.cast(tf.where(count > 0, theirs, own), variable.dtype))
+        return count
+
+
+def _hyperparameters(optimizer):
+    """What callbacks may change between steps: variables, not schedules, which follow `iterations`."""
+    found = []
+    for member in (optimizer, *getattr(optimizer, "optimizers", [])):
+        for attribute in ("_learning_rate", "momentum"):
+            value = getattr(member, attribute, None)
+            if isinstance(value, (keras.Variable, tf.Variable)):
+                found.append(value)
+    return found
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What one gradient is made of, so that a rank that has never seen it can make an empty one.
+
+    Attributes:
+        dtype: of its numbers.
+        index_dtype: of its indices; None for a dense gradient.
+    """
+
+    dtype: str
+    index_dtype: str | None = None
+
+
+def kinds_of(gradients: Sequence[Any]) -> list[Kind | None]:
+    """Describes gradients; None where there is none."""
+    return [_kind(gradient) for gradient in gradients]
+
+
+def _kind(gradient):
+    match kind_of(gradient):
+        case "no":
+            return None
+        case "sparse":
+            return Kind(gradient.values.dtype.name, gradient.indices.dtype.name)
+        case _:
+            return Kind(gradient.dtype.name)
+
+
+def empty_gradients(kinds: Sequence[Kind | None], variables: Sequence) -> list:
+    """Gradients that add nothing: zeros, or no slices at all.
+
+    Args:
+        kinds: one per variable.
+        variables: the variables the gradients belong to.
+    """
+    return [_empty(kind, variable) for kind, variable in zip(kinds, variables, strict=True)]
+
+
+def _empty(kind, variable):
+    if kind is None:
+        return None
+    shape = tuple(variable.shape)
+    if kind.index_dtype is None:
+        return tf.zeros(shape, kind.dtype)
+    return tf.IndexedSlices(
+        tf.zeros([0, *shape[1:]], kind.dtype),
+        tf.zeros([0], kind.index_dtype),
+        tf.constant(shape, kind.index_dtype),
+    )
