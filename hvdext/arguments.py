@@ -33,6 +33,22 @@ def suggests_keywords(function: F) -> F:
     return checked  # type: ignore[return-value]
 
 
+def also_called(**others: str) -> Callable[[F], F]:
+    """Makes a function take an argument under another name as well: `also_called(tensor="value")`.
+
+    For names that differ between Horovod's modules; the signature shows ours only.
+    """
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def renamed(*args, **kwargs):
+            return function(*args, **{others.get(name, name): value for name, value in kwargs.items()})
+
+        return renamed  # type: ignore[return-value]
+
+    return decorate
+
+
 def unknown_keyword(function: str, received: str, keywords: Sequence[str]) -> str:
     """The message for a keyword that `function` does not have."""
     nearest = difflib.get_close_matches(received, keywords, n=1)

@@ -18,7 +18,7 @@ import keras
 import tensorflow as tf
 
 from hvdext import differentiable
-from hvdext.arguments import suggests_keywords
+from hvdext.arguments import also_called, suggests_keywords
 from hvdext.collective_arguments import (
     check_reduction,
     checked_splits,
@@ -41,6 +41,7 @@ from hvdext.process_sets import ProcessSet
 from hvdext.reduce_op import ReduceOp
 
 
+@also_called(tensor="value")  # in horovod.tensorflow
 @suggests_keywords
 @tf.autograph.experimental.do_not_convert
 def allreduce(
@@ -142,6 +143,7 @@ def grouped_allreduce(
         return _allreduce_all(comm, values, label, device_dense, device_sparse, how)
 
 
+@also_called(tensor="value")  # in horovod.tensorflow
 @suggests_keywords
 @tf.autograph.experimental.do_not_convert
 def allgather(
@@ -203,6 +205,7 @@ def grouped_allgather(
         return [differentiable.allgather(comm, v, f"{label}.part{i}") for i, v in enumerate(values)]
 
 
+@also_called(tensor="value")  # in horovod.tensorflow
 @suggests_keywords
 @tf.autograph.experimental.do_not_convert
 def broadcast(
@@ -271,6 +274,7 @@ def broadcast_(
     return received
 
 
+@also_called(tensor="value")  # in horovod.tensorflow
 @suggests_keywords
 @tf.autograph.experimental.do_not_convert
 def reducescatter(

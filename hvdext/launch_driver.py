@@ -73,7 +73,7 @@ def _outcome(call: bytes, options: dict[str, Any]) -> dict[str, Any]:
     """The ranks' results as pickles, or the error of the runner and the ranks' tracebacks."""
     from horovod.runner import run
 
-    _tell_what_is_built()
+    tell_what_is_built()
     boards, scope = tuple(open_server()), f"hvdext-run-{secrets.token_hex(8)}"
     try:
         return {"results": run(Task(call, boards, scope), **options)}
@@ -85,7 +85,7 @@ def _outcome(call: bytes, options: dict[str, Any]) -> dict[str, Any]:
         }
 
 
-def _tell_what_is_built() -> None:
+def tell_what_is_built() -> None:
     """The runner asks a process that imports Horovod and TensorFlow; the engine's record knows without."""
     from horovod.runner import launch
 

@@ -313,7 +313,8 @@ class ApplyHook:
 
     def _follow(self, outer, variables):
         """One update of the others; returns how many ranks have contributed to it."""
-        assert self._roll_call is not None and self._kinds is not None, "join() comes first"
+        assert self._roll_call is not None, "join() comes first"
+        assert self._kinds is not None, "join() comes first"
         kinds = self._kinds
         contributors = self._roll_call.take(False)
 

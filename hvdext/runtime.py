@@ -74,7 +74,7 @@ def init(
         return
     if _joins:
         meet_again(_joins, seconds)
-    job = _join(process_sets if isinstance(process_sets, str) else sets, chosen)
+    job = _join(chosen, process_sets if isinstance(process_sets, str) else sets)
     _joins += 1
     if chosen is None:
         check_size(job.size, os.environ)
@@ -338,7 +338,7 @@ def _launched_size():
     return next((int(os.environ[v]) for v in _SIZE_VARIABLES if v in os.environ), None)
 
 
-def _join(process_sets, comm=None):
+def _join(comm, process_sets):
     try:
         import horovod.tensorflow as engine
     except ImportError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import keras
@@ -269,9 +268,8 @@ CALLBACKS = {
     "csv": (run_csv, check_csv),
     "backup": (run_backup, check_backup),
     "failure": (run_failure, check_failure),
+    "tensorboard": (run_tensorboard, check_tensorboard),
 }
-if find_spec("tensorboard"):  # Keras' callback needs the package, this project does not
-    CALLBACKS["tensorboard"] = (run_tensorboard, check_tensorboard)
 
 
 def in_folder(run):

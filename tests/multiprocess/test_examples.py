@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from launch import launch_script
+from launch import HOROVODRUN, launch_script
 
 pytestmark = pytest.mark.multiprocess
 
@@ -20,9 +20,9 @@ OPTIONS = [
 ]
 
 
-def _lines_of(script, *arguments):
+def _lines_of(script, *arguments, ranks=2, **options):
     """What rank 0 printed."""
-    ended = launch_script(2, EXAMPLES / script, *arguments, timeout=300)
+    ended = launch_script(ranks, EXAMPLES / script, *arguments, timeout=300, **options)
     assert ended.exit_code == 0, ended.output
     start = "[0]<stdout>:"
     return [line.removeprefix(start) for line in ended.output.splitlines() if line.startswith(start)]
@@ -33,11 +33,61 @@ def _difference(lines):
     return re.search(r"largest difference between .*?(\S+)$", found).group(1)
 
 
+def _numbers(lines, pattern):
+    """The numbers in the one line that `pattern` matches."""
+    (found,) = [match for line in lines if (match := re.search(pattern, line))]
+    return [float(number) for number in found.groups()]
+
+
 def test_train(tmp_path):
     lines = _lines_of("train.py", "--epochs", "2", "--output", str(tmp_path))
     assert _difference(lines) == "0.0"
     assert (tmp_path / "train.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "model.keras").read_bytes().startswith(b"PK")
+
+
+def test_basic():
+    lines = _lines_of("basic.py", launcher=HOROVODRUN)
+    assert _difference(lines) == "0.0"
+    assert _numbers(lines, r"test accuracy (\S+);")[0] > 0.8
+
+
+def test_advanced(tmp_path):
+    lines = _lines_of("advanced.py", "--epochs", "4", "--output", str(tmp_path))
+    assert _difference(lines) == "0.0"
+    assert any("the warm-up has ended, the learning rate is 0.04" in line for line in lines)
+    assert "written by rank 0: best.keras, resume, tensorboard" in lines
+    logs = [path.name for path in (tmp_path / "tensorboard" / "train").iterdir()]
+    assert len([name for name in logs if "tfevents" in name]) == 1
+
+
+def test_process_sets():
+    lines = _lines_of("process_sets.py", ranks=4)
+    (even,) = _numbers(lines, r"model of ranks \[0, 2\]: test accuracy (\S+)")
+    (odd,) = _numbers(lines, r"model of ranks \[1, 3\]: test accuracy (\S+)")
+    (both,) = _numbers(lines, r"both together: test accuracy (\S+)")
+    assert min(even, odd, both) > 0.8
+    assert "different models: 2" in lines
+
+
+def test_gradient_accumulation():
+    lines = _lines_of("gradient_accumulation.py")
+    (small,) = _numbers(lines, r"4 micro-batches of 8: (\d+) exchanges")
+    (large,) = _numbers(lines, r"one batch of 32: (\d+) exchanges")
+    assert small == large > 0
+    apart, accuracy = _numbers(lines, r"between the two models: (\S+); test accuracy (\S+)")
+    assert apart < 1e-4
+    assert accuracy > 0.8
+
+
+def test_uneven_batches():
+    lines = _lines_of("uneven_batches.py")
+    assert _difference(lines) == "0.0"
+    longest, shortest, updates = _numbers(lines, r"by rank: \[(\d+), (\d+)\]; updates: (\d+)")
+    assert longest > shortest
+    assert updates == 6 * longest
+    shared, at_once = _numbers(lines, r"over the shares: (\S+); in one process: (\S+)")
+    assert shared == at_once > 0.8
 
 
 def test_custom_loop():
