@@ -9,6 +9,7 @@ import keras
 from hvdext.arguments import suggests_keywords
 from hvdext.comm import current
 from hvdext.optimizer import hook_of
+from hvdext.watchdog import JOIN
 
 
 @suggests_keywords
@@ -45,7 +46,7 @@ def join(
     """
     comm = current()
     if optimizer is None:
-        return comm.join("hvdext.join")
+        return comm.join(JOIN)
     hook = hook_of(optimizer)
     if hook is None or not hook.expects_uneven_batches:
         raise ValueError(

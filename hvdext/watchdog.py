@@ -28,6 +28,7 @@ from hvdext.board import Board
 from hvdext.ledger import Ledger
 
 EXIT_CODE = 124  # as timeout(1)
+JOIN = "hvdext.join"  # the one collective that may wait for long, as long as the others get on
 _SECONDS_TO_END = 10.0  # for a process that was asked to
 
 
@@ -63,6 +64,7 @@ class Watchdog:
         self._elastic = elastic
         self._interval = min(5.0, deadline / 5)
         self._asked: set[tuple[str, int]] = set()  # the waits whose missing ranks were asked to end
+        self._finished: dict[int, int] = {}  # collectives by rank, when a join was last overdue
         self._ledger = ledger
         self._board = board
         self._deadline = deadline
@@ -93,9 +95,22 @@ class Watchdog:
             now = time.monotonic()
             waiting = [(n, started) for n, (started, finished) in progress.items() if started > finished]
             waiting_since = {key: waiting_since.get(key, now) for key in waiting}
-            for (name, run), since in waiting_since.items():
-                if now - since > self._deadline:
+            for (name, run), since in list(waiting_since.items()):
+                if now - since <= self._deadline:
+                    continue
+                if name == JOIN and self._others_advance():
+                    waiting_since[name, run] = now  # for ranks that still have batches
+                else:
                     self._overdue(name, run, now - since)
+
+    def _others_advance(self):
+        """True if another rank has finished a collective since the last time this was asked."""
+        notes = {rank: self._read(rank) for rank in self._ledger.members(JOIN) if rank != self._rank}
+        finished = {
+            r: sum(done for _, done in n.progress.values()) for r, n in notes.items() if n is not None
+        }
+        before, self._finished = self._finished, finished
+        return any(count > before.get(rank, 0) for rank, count in finished.items())
 
     def _post(self, progress):
         if self._board is not None:

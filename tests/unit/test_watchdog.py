@@ -73,6 +73,19 @@ class _Notes:
         return self._texts.get(key)
 
 
+def test_a_join_waits_as_long_as_the_others_get_on():
+    ledger = Ledger(2)
+    ledger.entry("hvdext.join", (0, 1)).start([tf.constant(1)])
+    board = {"1": '{"time": 1.0, "progress": {"hvdext.grad.sgd.0": [3, 2]}}'}
+    watchdog = Watchdog(0, ledger, _Notes(board), 1.0)
+    assert watchdog._others_advance()
+    assert not watchdog._others_advance()
+    board["1"] = '{"time": 2.0, "progress": {"hvdext.grad.sgd.0": [4, 3]}}'
+    assert watchdog._others_advance()
+    del board["1"]
+    assert not watchdog._others_advance()
+
+
 @pytest.mark.parametrize("text", ['{"time": 1.0, "progress": {"hvdext.gr', "", None])
 def test_a_note_cut_short_counts_as_none(text):
     whole = '{"time": 1.0, "progress": {"hvdext.grad.sgd.0": [3, 2]}}'
