@@ -43,7 +43,7 @@ def main():
         verbose=hvd.verbose(2),
     )
 
-    # The best model, as it would be opened on a machine without hvdext.
+    # The best of all epochs, from the one file that rank 0 has written.
     hvd.barrier()
     best = keras.models.load_model(options.output / "best.keras")
     _, accuracy = best.evaluate(*test, verbose=0)

@@ -181,11 +181,14 @@ def _scattered(comm, tensor, name, op, compression, prescale, postscale):
             result = _truncated_mean(result, comm.size)
         return _scaled_integers(result, postscale)
     half = compression is Compression.fp16 and dtype.size > 2
-    after = postscale / comm.size if op is ReduceOp.AVERAGE else postscale
-    result = comm.reducescatter(
-        tf.cast(tensor, tf.float16 if half else dtype), name, prescale=prescale, postscale=after
-    )
-    return tf.cast(result, dtype)
+    if op is ReduceOp.AVERAGE and half:  # before the sum, which the engine forms in float16
+        prescale /= comm.size
+    elif op is ReduceOp.AVERAGE:
+        postscale /= comm.size
+    wire = tf.cast(tensor * tf.constant(prescale, dtype), tf.float16) if half else tensor
+    before = 1.0 if half else prescale
+    result = comm.reducescatter(wire, name, prescale=before, postscale=1.0 if half else postscale)
+    return tf.cast(result, dtype) * tf.constant(postscale, dtype) if half else result
 
 
 def _truncated_mean(total, size):

@@ -28,10 +28,11 @@ def join(
                 train_step(x, y)
             hvd.join(optimizer)
 
-    Without one, as in Horovod: this rank adds zeros to the others' dense `hvd.allreduce`s (and divides them,
-    where they average, by the number of all ranks); other collectives fail meanwhile. Updates made by
-    the others are missing here, so broadcast the variables from the rank that is returned. Unlike
-    Horovod's it can be repeated.
+    Without one, as in Horovod: this rank adds zeros to the others' uncompressed `hvd.allreduce`s with Sum or
+    Average (which go on dividing by the number of all ranks); other collectives fail meanwhile, among them
+    the first step of an optimizer, in which ranks compare their settings. Updates made by the others are
+    missing here, so broadcast the variables from the rank that is returned. Unlike Horovod's it can be
+    repeated.
 
     Args:
         optimizer: what `hvd.DistributedOptimizer(..., uneven_batches=True)` returned, or a

@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
 from keras.optimizers import LossScaleOptimizer
 from tensorflow.python.ops import control_flow_util
 
+from hvdext import agreement
 from hvdext.accumulation import Accumulator
 from hvdext.arguments import suggests_keywords
 from hvdext.compression import Compression
 from hvdext.exchange import GradientExchange, is_overwritten, map_gradient
+from hvdext.ledger import Ledger
 from hvdext.process_sets import ProcessSet
 from hvdext.reduce_op import ReduceOp
 from hvdext.selection import Select, path_of
@@ -183,7 +186,7 @@ class ApplyHook:
         self._exchange = exchange
         self._accumulator = accumulator
         self._plain_apply = optimizer.apply
-        self._ready = False
+        self._ready_for: Callable[[], Ledger | None] = lambda: None  # the job whose ranks have agreed
         self._kinds: list | None = None  # what the gradients are made of
         self._roll_call: RollCall | None = None
         self._follow_traced: tuple | None = None  # (outer, ids of variables, function)
@@ -213,8 +216,7 @@ class ApplyHook:
             return
         variables = _built_variables(outer, gradients, trainable_variables)
         _refuse_xla()
-        if not self._ready:
-            self._prepare(outer, gradients, variables)
+        self._prepare_once(outer, gradients, variables)
         # Keras finds out that its data has ended by running one step more, which fails for want of a batch.
         # What does not wait for the batch would run all the same: counters, the roll call.
         with tf.control_dependencies(_latest(gradients)):
@@ -283,8 +285,13 @@ class ApplyHook:
         The next step compares the ranks anew and begins a cycle of micro-batches. A training step that has
         been traced already must be traced again.
         """
-        self._ready = False
+        self._ready_for = lambda: None
         self._kinds = None
+        self._follow_traced = None
+        self.drop_micro_batches()
+
+    def drop_micro_batches(self) -> None:
+        """Begins a cycle of micro-batches anew."""
         if self._accumulator is not None:
             self._accumulator.clear()
 
@@ -300,8 +307,7 @@ class ApplyHook:
         """
         if self._exchange.comm().size == 1:
             return
-        if not self._ready:
-            self._prepare(outer, None, variables)
+        self._prepare_once(outer, None, variables)
         if self._kinds is None:  # no rank has had a batch yet
             return
         ids = [id(variable) for variable in variables]
@@ -358,6 +364,17 @@ class ApplyHook:
     def _combine_and_clip(self, gradients):
         return self._plain_clip(self._exchange.combine(gradients, self._to_clip))
 
+    def _prepare_once(self, outer, gradients, variables):
+        """Prepares before the first step of a job; ranks that were lost or have come make another job."""
+        ledger = self._exchange.comm().ledger
+        if self._ready_for() is ledger:
+            return
+        with tf.init_scope():
+            self.restart()
+        self._prepare(outer, gradients, variables)
+        if self._kinds is not None:
+            self._ready_for = weakref.ref(ledger)
+
     def _prepare(self, outer, gradients, variables):
         """Before the first step: everything that must hold on all ranks before they exchange numbers.
 
@@ -380,12 +397,10 @@ class ApplyHook:
             self._exchange.agree(subject, gradients, variables, settings)
             self._kinds = None if gradients is None else kinds_of(gradients)
             if self._roll_call is not None:
-                everyone = self._exchange.comm().allgather_object(self._kinds, "hvdext.agreement.kinds")
-                self._kinds = next((kinds for kinds in everyone if kinds is not None), None)
+                self._kinds = _common_kinds(self._exchange.comm(), subject, self._kinds, variables)
         # Only now do all ranks know the same local variables, and fail alike.
         if self._exchange.comm().size > 1:
             _check_clipping(self.optimizer, variables, self._exchange.is_shared(variables))
-        self._ready = self._kinds is not None
 
 
 # -- mixed precision ----------------------------------------------------------------------------------
@@ -458,6 +473,21 @@ def _built_variables(outer, gradients, trainable_variables):
         )
     build(outer, variables)
     return variables
+
+
+def _common_kinds(comm, subject, kinds, variables):
+    """What the gradients are made of, told by a rank that has some; compares the variables of all.
+
+    Ranks without a gradient have compared nothing before.
+    """
+    mine = {
+        f"variable {i}": f"{path_of(v)} {tuple(v.shape)} {tf.as_dtype(v.dtype).name}"
+        for i, v in enumerate(variables)
+    }
+    everyone = comm.allgather_object((kinds, mine), "hvdext.agreement.kinds")
+    if any(theirs != mine for _, theirs in everyone):
+        raise ValueError(agreement.disagreement(subject, [facts for _, facts in everyone], comm.ranks))
+    return next((kinds for kinds, _ in everyone if kinds is not None), None)
 
 
 def _configuration(optimizer):

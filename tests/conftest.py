@@ -16,6 +16,7 @@ pytest.register_assert_rewrite(
     "callback_programs",
     "cases",
     "collective_programs",
+    "drop_in_programs",
     "elastic_programs",
     "exchange_programs",
     "overflow_programs",

@@ -35,16 +35,17 @@ class UnevenBatches(keras.callbacks.Callback):
         super().__init__()
         self._is_training = False
         self._has_joined = False
+        self._has_switched_on = False
 
     def set_model(self, model):
         super().set_model(model)
         hook = hook_of(model.optimizer)
         if hook is not None and not hook.expects_uneven_batches and not hook.has_keras_accumulation:
-            hook.expect_uneven_batches(True)
-            model.train_function = None  # to be traced with the roll call
+            self._has_switched_on = True
+            self._switch(True)
 
     def on_train_begin(self, logs=None):
-        problem = _problem(self.model)
+        problem = _problem(self.model, self.params.get("steps"))
         agreement.check(current(), "hvd.callbacks.UnevenBatches", {"problem": problem}, problem)
         build(self.model.optimizer, self.model.trainable_variables)
         self._is_training = True
@@ -55,19 +56,32 @@ class UnevenBatches(keras.callbacks.Callback):
     def on_test_begin(self, logs=None):
         if self._is_training:
             self._join()
+        else:  # `evaluate` on its own
+            self._switch_back()
 
     def on_epoch_end(self, epoch, logs=None):
         self._join()
 
     def on_train_end(self, logs=None):
         self._is_training = False
-        self._hook().expect_uneven_batches(False)
-        self.model.train_function = None
+        self._switch_back()
+
+    def on_predict_begin(self, logs=None):
+        self._switch_back()
 
     def _join(self):
         if not self._has_joined:
             self._has_joined = True
             self._hook().join(self.model.optimizer, self.model.trainable_variables)
+
+    def _switch_back(self):
+        if self._has_switched_on and not self._is_training:
+            self._has_switched_on = False
+            self._switch(False)
+
+    def _switch(self, expected):
+        self._hook().expect_uneven_batches(expected)
+        self.model.train_function = None  # to be traced with the roll call, or without
 
     def _hook(self) -> ApplyHook:
         hook = hook_of(self.model.optimizer)
@@ -75,7 +89,7 @@ class UnevenBatches(keras.callbacks.Callback):
         return hook
 
 
-def _problem(model):
+def _problem(model, steps):
     hook = hook_of(model.optimizer)
     if hook is None:
         return (
@@ -92,6 +106,11 @@ def _problem(model):
         return (
             "`UnevenBatches` needs a built model, since a rank without a batch cannot know its shapes: begin "
             f"it with a keras.Input or call it once. Received: the unbuilt {model.name!r}."
+        )
+    if model.run_eagerly and steps == 0:
+        return (
+            "`UnevenBatches` needs a batch on every rank with `run_eagerly=True`, where Keras makes a rank's "
+            "metrics with its first batch. Received: no batches."
         )
     talking = [layer.name for layer in model._flatten_layers() if getattr(layer, "exchanges_forward", False)]
     if talking:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 
 from hvdext.arguments import suggests_keywords
+from hvdext.optimizer import hook_of
 
 
 class _Tracker(keras.callbacks.Callback):
@@ -47,7 +48,8 @@ class CommitStateCallback(keras.callbacks.Callback):
         batches_per_commit: batches between two commits, at least 1.
 
     Raises:
-        ValueError: if `batches_per_commit` breaks its rule.
+        ValueError: if `batches_per_commit` breaks its rule; when training begins, on every rank alike, if
+            `hvd.callbacks.UnevenBatches` is there as well.
     """
 
     @suggests_keywords
@@ -65,6 +67,13 @@ class CommitStateCallback(keras.callbacks.Callback):
         self._seen = 0  # batches of this epoch
 
     def on_train_begin(self, logs=None):
+        hook = hook_of(self.model.optimizer)
+        if hook is not None and hook.expects_uneven_batches:
+            raise ValueError(
+                "`CommitStateCallback` needs equally many batches on all ranks, since every commit is an "
+                "exchange: call state.commit() at the end of each epoch instead, after UnevenBatches. "
+                f"Received: an optimizer {hook.optimizer.name!r} that expects uneven batches."
+            )
         # Ranks that join count from here as well.
         self.batches_remaining = self.batches_per_commit
 

@@ -89,8 +89,8 @@ class State:
     def register_reset_callbacks(self, callbacks: Sequence[Callable[[], None]]) -> None:
         """Has functions without arguments called whenever rank and size have changed.
 
-        They run on the ranks that were there before, between the restoring of the state and its
-        synchronisation: what they change in rank 0's state, a learning rate for instance, reaches all ranks.
+        They run on every rank that was there before and stays, and must make the same change on all: where
+        ranks were only taken away, no synchronisation follows.
         """
         self._reset_callbacks.extend(callbacks)
 
@@ -229,18 +229,16 @@ class TensorFlowKerasState(_VariableState):
     def restore(self) -> None:
         """As in `State`, model and optimizer included; micro-batches added up since are dropped."""
         super().restore()
-        self._restart_exchange()
+        for hook in hooks_of(self.optimizer):
+            hook.drop_micro_batches()
 
     def reset(self) -> None:
         """Drops the model's compiled steps, which hold the old number of ranks."""
-        self._restart_exchange()
+        for hook in hooks_of(self.optimizer):
+            hook.restart()
         self.model.train_function = None
         self.model.test_function = None
         self.model.predict_function = None
-
-    def _restart_exchange(self):
-        for hook in hooks_of(self.optimizer):
-            hook.restart()
 
     def _shared(self):
         variables = [*self.model.weights, *self.optimizer.variables]

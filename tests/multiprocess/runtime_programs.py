@@ -13,7 +13,8 @@ from exchange_programs import Program, applied, assert_all, everyone, gradients_
 
 import hvdext.comm
 
-_BUILT = ("mpi_built", "mpi_enabled", "gloo_built", "gloo_enabled", "nccl_built", "cuda_built", "rocm_built")
+_TRANSPORTS = ("mpi_built", "mpi_enabled", "gloo_built", "gloo_enabled")
+_BUILT = (*_TRANSPORTS, "nccl_built", "ddl_built", "ccl_built", "cuda_built", "rocm_built")
 
 
 def _run_answers(hvd):

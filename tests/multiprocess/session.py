@@ -21,6 +21,7 @@ TABLES = (
     "elastic_programs",
     "uneven_programs",
     "collective_programs",
+    "drop_in_programs",
     "runtime_programs",  # last: it begins a second job
 )
 

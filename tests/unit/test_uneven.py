@@ -362,3 +362,67 @@ def test_one_rank_alone():
     ((weights, updates),) = run_ranks(1, one)
     np.testing.assert_allclose(weights[-1], uneven_programs.expected((3,))[0], atol=1e-5)
     assert updates == 12
+
+
+def test_what_the_user_has_asked_for_outlives_the_callback():
+    def one(comm):
+        model = uneven_programs.make_model()
+        optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(0.1, name="sgd"), uneven_batches=True)
+        model.compile(optimizer, "mse")
+        x, y = uneven_programs.samples(comm.rank, 1 + comm.rank)
+        model.fit(x, y, 2, verbose=0, callbacks=[hvd.callbacks.UnevenBatches()])
+        hvd.join(optimizer)
+
+    run_ranks(2, one)
+
+
+def test_evaluation_with_the_callback_changes_no_training():
+    def one(comm):
+        model = _compiled(hvd.DistributedOptimizer(keras.optimizers.SGD(0.1, name="sgd")))
+        x, y = uneven_programs.samples(comm.rank, 1)
+        if comm.rank == 0:
+            model.evaluate(x, y, verbose=0, callbacks=[hvd.callbacks.UnevenBatches()])
+            model.predict(x, verbose=0, callbacks=[hvd.callbacks.UnevenBatches()])
+        model.fit(x, y, 2, verbose=0, callbacks=[hvd.callbacks.BroadcastGlobalVariablesCallback(0)])
+
+    run_ranks(2, one)
+
+
+def test_a_rank_without_a_batch_must_hold_the_same_variables():
+    def one(comm):
+        optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(name="sgd"), uneven_batches=True)
+        variables = [keras.Variable(np.zeros(n), name=f"v{n}") for n in (1, 2)]
+        optimizer.build(variables)
+        step = [
+            lambda: optimizer.apply([tf.ones(1), tf.ones(2)], variables),
+            lambda: hvd.join(optimizer, variables[:1]),
+        ]
+        with pytest.raises(ValueError, match="variable 1: rank 0: v2"):
+            step[comm.rank]()
+
+    run_ranks(2, one)
+
+
+def test_commits_at_every_batch_are_refused():
+    def one(comm):
+        model = _compiled(hvd.DistributedOptimizer(keras.optimizers.SGD(name="sgd")))
+        commit = hvd.elastic.CommitStateCallback(hvd.elastic.State(epoch=0))
+        with pytest.raises(ValueError, match="needs equally many batches"):
+            model.fit(
+                *uneven_programs.samples(0, 1), verbose=0, callbacks=[hvd.callbacks.UnevenBatches(), commit]
+            )
+
+    run_ranks(2, one)
+
+
+def test_another_job_agrees_anew():
+    optimizers = [hvd.DistributedOptimizer(keras.optimizers.SGD(1.0, name="sgd")) for _ in range(3)]
+    variables = [[keras.Variable([0.0], name="weight")] for _ in range(3)]
+
+    def one(comm):
+        optimizers[comm.rank].apply([tf.constant([comm.rank + 1.0])], variables[comm.rank])
+        return variables[comm.rank][0].numpy().item(), comm.traffic()["agreement"].calls
+
+    assert run_ranks(2, one) == [(-1.5, 2), (-1.5, 2)]
+    # The third is new, and the others compare their settings with it.
+    assert run_ranks(3, one) == [(-3.5, 2), (-3.5, 2), (-2.0, 2)]
