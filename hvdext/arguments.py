@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
+_OTHERS = "_hvdext_other_names"
 
 
 def suggests_keywords(function: F) -> F:
@@ -23,8 +24,11 @@ def suggests_keywords(function: F) -> F:
     keywords = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     keywords = [name for name in keywords if name != "self"]
 
+    others = getattr(function, _OTHERS, {})
+
     @functools.wraps(function)
     def checked(*args, **kwargs):
+        kwargs = {others.get(name, name): value for name, value in kwargs.items()}
         for name in kwargs:
             if name not in keywords:
                 raise TypeError(unknown_keyword(_label(function), name, keywords))
@@ -34,17 +38,14 @@ def suggests_keywords(function: F) -> F:
 
 
 def also_called(**others: str) -> Callable[[F], F]:
-    """Makes a function take an argument under another name as well: `also_called(tensor="value")`.
+    """Lets `suggests_keywords` take an argument under another name as well: `also_called(tensor="value")`.
 
     For names that differ between Horovod's modules; the signature shows ours only.
     """
 
     def decorate(function: F) -> F:
-        @functools.wraps(function)
-        def renamed(*args, **kwargs):
-            return function(*args, **{others.get(name, name): value for name, value in kwargs.items()})
-
-        return renamed  # type: ignore[return-value]
+        setattr(function, _OTHERS, others)
+        return function
 
     return decorate
 

@@ -41,8 +41,8 @@ from hvdext.process_sets import ProcessSet
 from hvdext.reduce_op import ReduceOp
 
 
-@also_called(tensor="value")  # in horovod.tensorflow
 @suggests_keywords
+@also_called(tensor="value")  # in horovod.tensorflow
 @tf.autograph.experimental.do_not_convert
 def allreduce(
     value: Any,
@@ -143,8 +143,8 @@ def grouped_allreduce(
         return _allreduce_all(comm, values, label, device_dense, device_sparse, how)
 
 
-@also_called(tensor="value")  # in horovod.tensorflow
 @suggests_keywords
+@also_called(tensor="value")  # in horovod.tensorflow
 @tf.autograph.experimental.do_not_convert
 def allgather(
     value: Any,
@@ -205,8 +205,8 @@ def grouped_allgather(
         return [differentiable.allgather(comm, v, f"{label}.part{i}") for i, v in enumerate(values)]
 
 
-@also_called(tensor="value")  # in horovod.tensorflow
 @suggests_keywords
+@also_called(tensor="value")  # in horovod.tensorflow
 @tf.autograph.experimental.do_not_convert
 def broadcast(
     value: Any,
@@ -274,8 +274,8 @@ def broadcast_(
     return received
 
 
-@also_called(tensor="value")  # in horovod.tensorflow
 @suggests_keywords
+@also_called(tensor="value")  # in horovod.tensorflow
 @tf.autograph.experimental.do_not_convert
 def reducescatter(
     value: Any,

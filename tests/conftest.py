@@ -29,3 +29,6 @@ pytest.register_assert_rewrite(
 # Ranks as threads: each waiting collective holds one inter-op thread.
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(64)
+
+# Most of a small test's time is building graphs. The tests under horovodrun with two ranks leave this on.
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})

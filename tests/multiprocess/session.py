@@ -48,7 +48,7 @@ def on_ranks() -> dict:
     sets = [hvd.ProcessSet(members) for members in exchange_programs.SETS]
     size = int(os.environ["HOROVOD_SIZE"])
     hvd.init(process_sets=sets if size == 4 else None)
-    if size > 2:  # two ranks run what users run
+    if size > 2:  # with two ranks the cases train as they do for users
         _optimize_no_graphs()
     for name, case in cases.CASES.items():
         if size not in case.sizes:
@@ -58,6 +58,7 @@ def on_ranks() -> dict:
         keras.utils.clear_session()
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
+    _optimize_no_graphs()
     for name, program in programs(size).items():
         # Names that Keras makes up count from the start again: a program may make more on one rank.
         keras.utils.clear_session()
