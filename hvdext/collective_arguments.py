@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from hvdext import agreement
 from hvdext.comm import Communicator, can_be_reduced, current
-from hvdext.compression import Compression
+from hvdext.compression import Compression, check_compression
 from hvdext.graph_names import cleaned, numbered
 from hvdext.process_sets import ProcessSet
 from hvdext.reduce_op import ReduceOp
@@ -81,15 +81,7 @@ def check_reduction(op, compression, prescale, postscale, ops):
     if op not in ops:
         names = ", ".join(f"hvd.{known.value}" for known in ops)
         raise ValueError(f"`op` must be one of {names}. Received: op={op!r}.")
-    if not isinstance(compression, Compression):
-        raise ValueError(
-            "`compression` must be hvd.Compression.none or hvd.Compression.fp16. "
-            f"Received: compression={compression!r}."
-        )
-    if op is ReduceOp.ADASUM and compression is not Compression.none:
-        raise ValueError(
-            f"`compression` must be hvd.Compression.none with op=Adasum. Received: compression={compression}."
-        )
+    check_compression(compression, op)
     for label, factor in [("prescale_factor", prescale), ("postscale_factor", postscale)]:
         is_number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
         if not is_number or not math.isfinite(factor):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from hvdext.comm import Communicator
+from hvdext.reduce_op import ReduceOp
 
 
 class Compression(enum.Enum):
@@ -21,6 +22,19 @@ class Compression(enum.Enum):
 
     none = "none"
     fp16 = "fp16"
+
+
+def check_compression(compression: Compression, op: ReduceOp) -> None:
+    """Raises a `ValueError` for what is no compression, or does not go with `op`."""
+    if not isinstance(compression, Compression):
+        raise ValueError(
+            "`compression` must be hvd.Compression.none or hvd.Compression.fp16. "
+            f"Received: compression={compression!r}."
+        )
+    if op is ReduceOp.ADASUM and compression is not Compression.none:
+        raise ValueError(
+            f"`compression` must be hvd.Compression.none with op=Adasum. Received: compression={compression}."
+        )
 
 
 def allreduce_fp16(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -14,10 +13,11 @@ from hvdext import agreement, fusion
 from hvdext.accumulation import kind_of
 from hvdext.adasum import adasum
 from hvdext.comm import Communicator, current
-from hvdext.compression import Compression, allreduce_fp16
+from hvdext.compression import Compression, allreduce_fp16, check_compression
+from hvdext.graph_names import cleaned
 from hvdext.process_sets import ProcessSet
 from hvdext.reduce_op import ReduceOp
-from hvdext.selection import Select, check_select, identity_of, path_of, selected
+from hvdext.selection import Select, check_select, described, identity_of, path_of, selected
 
 
 class GradientExchange:
@@ -65,7 +65,7 @@ class GradientExchange:
     ):
         _check_arguments(op, compression, gradient_predivide_factor, groups, process_set)
         check_select(select)
-        self.name = re.sub(r"[^A-Za-z0-9_-]", "_", name)
+        self.name = cleaned(name)
         self._op = op
         self._compression = compression
         self._sparse_as_dense = sparse_as_dense
@@ -130,8 +130,7 @@ class GradientExchange:
     def _gradient_facts(self, gradients, variables):
         shared = self.is_shared(variables)
         facts = {
-            f"variable {i}": f"{path_of(v)} {tuple(v.shape)} {tf.as_dtype(v.dtype).name}, "
-            f"{kind_of(g)} gradient, {'exchanged' if s else 'local'}"
+            f"variable {i}": f"{described(v)}, {kind_of(g)} gradient, {'exchanged' if s else 'local'}"
             for i, (g, v, s) in enumerate(zip(gradients, variables, shared, strict=True))
         }
         dense = self._dense_indices(gradients, variables, shared)
@@ -295,15 +294,7 @@ def is_overwritten(variable) -> bool:
 def _check_arguments(op, compression, predivide, groups, process_set):
     if op not in (ReduceOp.AVERAGE, ReduceOp.SUM, ReduceOp.ADASUM):
         raise ValueError(f"`op` must be hvd.Average, hvd.Sum or hvd.Adasum. Received: op={op!r}.")
-    if not isinstance(compression, Compression):
-        raise ValueError(
-            "`compression` must be hvd.Compression.none or hvd.Compression.fp16. "
-            f"Received: compression={compression!r}."
-        )
-    if op is ReduceOp.ADASUM and compression is not Compression.none:
-        raise ValueError(
-            f"`compression` must be hvd.Compression.none with op=Adasum. Received: compression={compression}."
-        )
+    check_compression(compression, op)
     is_factor = isinstance(predivide, (int, float)) and not isinstance(predivide, bool)
     if not is_factor or not 0 < predivide < math.inf:
         raise ValueError(

@@ -29,7 +29,7 @@ from hvdext.exchange import GradientExchange, is_overwritten, map_gradient
 from hvdext.ledger import Ledger
 from hvdext.process_sets import ProcessSet
 from hvdext.reduce_op import ReduceOp
-from hvdext.selection import Select, path_of
+from hvdext.selection import Select, described, path_of
 from hvdext.uneven import RollCall, empty_gradients, kinds_of
 
 _HOOK = "_hvdext_hook"
@@ -103,7 +103,7 @@ def DistributedOptimizer(
     _check_optimizer(optimizer)
     _check_passes(backward_passes_per_step)
     groups = old_groups(num_groups, groups)
-    target = _innermost(optimizer)
+    target = innermost(optimizer)
     _check_accumulates_once(target, backward_passes_per_step)
     _check_members(target)
     exchange = GradientExchange(
@@ -150,7 +150,7 @@ def old_groups(num_groups: int, groups):
 
 def hook_of(optimizer) -> ApplyHook | None:
     """The hook that `DistributedOptimizer` put into `optimizer`, None for a plain optimizer."""
-    return getattr(_innermost(optimizer), _HOOK, None)
+    return getattr(innermost(optimizer), _HOOK, None)
 
 
 def build(optimizer: keras.optimizers.Optimizer, variables: Sequence) -> None:
@@ -162,13 +162,13 @@ def build(optimizer: keras.optimizers.Optimizer, variables: Sequence) -> None:
 
 def exchanges(optimizer) -> bool:
     """True if `optimizer`, or each member of a `MultiOptimizer`, combines its gradients over the ranks."""
-    members = getattr(_innermost(optimizer), "optimizers", [])
+    members = getattr(innermost(optimizer), "optimizers", [])
     return hook_of(optimizer) is not None or (bool(members) and all(map(hook_of, members)))
 
 
 def hooks_of(optimizer) -> list[ApplyHook]:
     """The hooks in `optimizer` and, where it is a `MultiOptimizer`, in its members."""
-    target = _innermost(optimizer)
+    target = innermost(optimizer)
     hooks = map(hook_of, [target, *getattr(target, "optimizers", [])])
     return [hook for hook in hooks if hook is not None]
 
@@ -455,7 +455,8 @@ def _values(gradient):
 # -- helpers ------------------------------------------------------------------------------------------
 
 
-def _innermost(optimizer):
+def innermost(optimizer):
+    """The optimizer inside a `LossScaleOptimizer`, or `optimizer` itself."""
     return optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
 
 
@@ -480,10 +481,7 @@ def _common_kinds(comm, subject, kinds, variables):
 
     Ranks without a gradient have compared nothing before.
     """
-    mine = {
-        f"variable {i}": f"{path_of(v)} {tuple(v.shape)} {tf.as_dtype(v.dtype).name}"
-        for i, v in enumerate(variables)
-    }
+    mine = {f"variable {i}": described(v) for i, v in enumerate(variables)}
     everyone = comm.allgather_object((kinds, mine), "hvdext.agreement.kinds")
     if any(theirs != mine for _, theirs in everyone):
         raise ValueError(agreement.disagreement(subject, [facts for _, facts in everyone], comm.ranks))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
+import tensorflow as tf
+
 Select = str | Sequence[str] | Callable[[object], bool] | None
 
 
@@ -16,6 +18,11 @@ def path_of(variable) -> str:
 def identity_of(variable) -> int:
     """The same number for a Keras variable and the TensorFlow variable it holds: either may be handed in."""
     return id(variable.value if hasattr(variable, "path") else variable)
+
+
+def described(variable) -> str:
+    """A variable's path, shape and dtype, for a comparison of the ranks."""
+    return f"{path_of(variable)} {tuple(variable.shape)} {tf.as_dtype(variable.dtype).name}"
 
 
 def selected(variables: Sequence, select: Select, argument: str = "select") -> list[bool]:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from hvdext import agreement
 from hvdext.arguments import suggests_keywords
 from hvdext.comm import current
-from hvdext.optimizer import hook_of
+from hvdext.optimizer import hook_of, innermost
 
 
 class LearningRateScheduleCallback(keras.callbacks.Callback):
@@ -112,7 +112,7 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):
             rescale_velocity(optimizer, new / old)
 
     def _optimizer(self):
-        return _innermost(self.model.optimizer)
+        return innermost(self.model.optimizer)
 
     def _settings(self):
         names = ("initial_lr", "start_epoch", "end_epoch", "staircase", "momentum_correction")
@@ -215,16 +215,12 @@ def _multiply(variables: Sequence[tf.Variable], factor: tf.Tensor) -> None:
         variable.assign(variable * tf.cast(factor, variable.dtype))
 
 
-def _innermost(optimizer):
-    return getattr(optimizer, "inner_optimizer", optimizer)
-
-
 def _value(rate):
     return float(rate.numpy())
 
 
 def _optimizer_problem(optimizer):
-    inner = _innermost(optimizer)
+    inner = innermost(optimizer)
     if hasattr(inner, "optimizers"):
         return (
             "`optimizer` must have one learning rate. Received: a MultiOptimizer; change its members' rates "

@@ -15,7 +15,7 @@ from hvdext.callbacks.best_model import BestModelCheckpoint
 from hvdext.callbacks.meeting import meet
 from hvdext.callbacks.metrics import MetricAverageCallback
 from hvdext.comm import SoloComm, current, use
-from hvdext.optimizer import build
+from hvdext.optimizer import build, innermost
 from hvdext.variables import broadcast_variables, model_variables
 
 _TEST_HOOKS = ("on_test_begin", "on_test_end", "on_test_batch_begin", "on_test_batch_end")
@@ -279,7 +279,7 @@ def _overrides(callback, hook):
 
 
 def _rate(optimizer):
-    rate = getattr(getattr(optimizer, "inner_optimizer", optimizer), "_learning_rate", None)
+    rate = getattr(innermost(optimizer), "_learning_rate", None)
     return float(rate.numpy()) if isinstance(rate, keras.Variable) else None
 
 

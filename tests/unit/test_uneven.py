@@ -39,7 +39,7 @@ def _model(policy=None):
     return model
 
 
-def _fit(comm, options, make=lambda: keras.optimizers.SGD(0.1, name="sgd"), counts=COUNTS, policy=None):
+def _fit(comm, options, make=lambda: keras.optimizers.SGD(0.1, name="sgd"), policy=None):
     model = _model(policy)
     model.compile(hvd.DistributedOptimizer(make(), **options), "mse")
     x, y = _data(comm.rank)
@@ -56,7 +56,7 @@ def _gradients(model, rank, step):
     return [tf.convert_to_tensor(g).numpy() for g in tape.gradient(loss, model.trainable_variables)]
 
 
-def _simulated(combine, divide=1):
+def _simulated(combine):
     """Plain SGD in one process, on what `combine` makes of the contributing ranks' gradients."""
     model = _model()
     for _ in range(2):
@@ -109,7 +109,7 @@ def test_an_optimizer_with_state_of_its_own_stays_equal():
 
 def test_mixed_precision():
     try:
-        ranks = run_ranks(2, _fit, {}, policy_fit)
+        ranks = run_ranks(2, _fit, {}, _loss_scaled, "mixed_float16")
     finally:
         keras.config.set_dtype_policy("float32")
     for mine, first, wanted in zip(ranks[1][0], ranks[0][0], _simulated(_mean), strict=True):
@@ -117,7 +117,7 @@ def test_mixed_precision():
         np.testing.assert_allclose(first, wanted, atol=2e-2)
 
 
-def policy_fit():
+def _loss_scaled():
     return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1, name="sgd"), initial_scale=8.0)
 
 
