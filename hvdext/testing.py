@@ -107,6 +107,7 @@ class ThreadComm(Communicator):
             return [(t * dtype(postscale) if postscale != 1 else t).astype(dtype) for t in totals]
 
         results = tf.numpy_function(reduced, tensors, [t.dtype for t in tensors])
+        results = [results] if tf.is_tensor(results) else results  # one alone, outside a graph
         for result, tensor in zip(results, tensors, strict=True):
             result.set_shape(tensor.shape)
         return results

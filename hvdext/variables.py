@@ -84,6 +84,11 @@ def model_variables(model) -> list:
     return [v for v in unique.values() if not path_of(v).endswith("seed_generator_state")]
 
 
+def is_built(model) -> bool:
+    """True if `model` and all its layers have their variables."""
+    return model.built and all(layer.built for layer in model._flatten_layers())
+
+
 @suggests_keywords
 def largest_difference(variables: Sequence) -> float:
     """How far the ranks' variables are apart; every rank must call it.

@@ -14,7 +14,7 @@ from hvdext.arguments import suggests_keywords
 from hvdext.comm import current
 from hvdext.optimizer import build, exchanges, hook_of
 from hvdext.selection import identity_of
-from hvdext.variables import broadcast_variables, model_variables
+from hvdext.variables import broadcast_variables, is_built, model_variables
 
 
 class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
@@ -108,11 +108,6 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
     def _is_done(self):
         # After a restart of the engine there may be ranks that have not been there.
         return self._done_for() is self.model and self._done_among() is current().ledger
-
-
-def is_built(model) -> bool:
-    """True if `model` and all its layers have their variables."""
-    return model.built and all(layer.built for layer in model._flatten_layers())
 
 
 def _call_on_zeros(model, data):

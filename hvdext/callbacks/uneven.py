@@ -5,9 +5,9 @@ from __future__ import annotations
 import keras
 
 from hvdext import agreement
-from hvdext.callbacks.broadcast import is_built
 from hvdext.comm import current
 from hvdext.optimizer import ApplyHook, build, hook_of
+from hvdext.variables import is_built
 
 
 class UnevenBatches(keras.callbacks.Callback):

@@ -10,12 +10,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hvdext.callbacks.broadcast import is_built
 from hvdext.comm import current
 from hvdext.elastic.failure import recoverable
 from hvdext.optimizer import build, hooks_of
 from hvdext.selection import path_of
-from hvdext.variables import broadcast_variables
+from hvdext.variables import broadcast_variables, is_built
 
 _REMOVED = 1  # what the launcher announces: a sum of 1 (hosts removed) and 2 (hosts added)
 

@@ -1,0 +1,206 @@
+"""The weighted mean of one flat vector per rank, over all ranks or over a rank and its peers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from hvdext.comm import Communicator
+from hvdext.sync.wire import Wire
+
+Errors = Sequence[tf.Tensor]
+
+
+def mean_over_all(
+    comm: Communicator,
+    values: tf.Tensor,
+    weights: tf.Tensor,
+    wire: Wire,
+    name: str,
+    seed: tf.Tensor,
+    errors: Errors | None = None,
+) -> tuple[tf.Tensor, Errors | None]:
+    """The ranks' weighted mean, sum of w_i x_i / sum of w_i, bit for bit the same on every rank.
+
+    1. Each rank encodes its values, cut into as many shards as there are ranks, and sends shard r to rank r.
+    2. Rank r decodes what it gets, takes the mean in float32 and encodes it.
+    3. All gather the means and decode them.
+
+    A rank sends 2(n-1)/n of the encoded vector, as a ring would, and nothing is summed in the wire's few bits.
+    Two ranks gather each other's whole vector instead: that is as many bytes, in one message and encoded once.
+    The float32 wire is the engine's allreduce.
+
+    With errors, what encoding cuts off is added to what the same rank encodes in the next turn, in step 1
+    (Seide et al. 2014, "1-Bit Stochastic Gradient Descent"; Karimireddy et al. 2019, arXiv:1901.09847) as in
+    step 2 (DoubleSqueeze, Tang et al. 2019, arXiv:1905.05957). Over many turns with the same weights the
+    means then add up to the true ones, but for a few steps of the wire.
+
+    Every rank of `comm` must call it. One rank alone gets its values back as they are.
+
+    Args:
+        comm: who averages.
+        values: this rank's, float32 or float64 of shape (m,), m static and the same on all ranks. All wires
+            but float32 take them as float32.
+        weights: float32 or float64 of shape (comm.size,), the same bits on every rank, at least 0 and one of
+            them above. A rank with weight 0 adds nothing and its values may be anything.
+        wire: how values travel.
+        name: of the collectives.
+        seed: int32 of shape (2,), for stochastic rounding; should differ between ranks and turns.
+        errors: for a wire with error feedback what the last turn has returned, at first zeros of
+            `error_shapes`; None: what is cut off is lost.
+
+    Returns:
+        The mean, of the values' shape and dtype, and the errors for the next turn (None without). If all
+        ranks that count hold the same values, float32 gives these back: exactly where weights are equal and
+        the ranks that count a power of two, else to the last two digits of their 24 bits.
+    """
+    if comm.size == 1:
+        return values, errors
+    if wire.format == "float32":
+        return _mean_by_allreduce(comm, values, weights, name), errors
+    dtype, counts = values.dtype, weights[comm.rank] > 0
+    values = tf.cast(values, tf.float32)
+    way = _mean_of_two if comm.size == 2 else _mean_by_shards
+    mean, errors = way(comm, values, counts, weights, wire, name, seed, errors)
+    return tf.cast(mean, dtype), errors
+
+
+def _mean_by_allreduce(comm, values, weights, name):
+    # Divided by a power of two that is at least their sum, weights change neither exactness nor range.
+    weights = tf.cast(weights, tf.float64)
+    exponent = tf.math.ceil(tf.math.log(tf.reduce_sum(weights)) / tf.math.log(tf.constant(2.0, tf.float64)))
+    weights = tf.cast(weights * tf.pow(tf.constant(2.0, tf.float64), -exponent), values.dtype)
+    # This product is 0 for weight 0, whatever the values.
+    (total,) = comm.allreduce([tf.math.multiply_no_nan(values, weights[comm.rank])], name)
+    return total / tf.reduce_sum(weights)
+
+
+def _mean_of_two(comm, values, counts, weights, wire, name, seed, errors):
+    length = values.shape[0]
+    sent = _sent(values, counts, errors)
+    gathered = comm.allgather(wire.encode(sent, seed)[tf.newaxis], name)
+    rows = tf.reshape(wire.decode(gathered, length), [2, length])
+    if errors is not None:
+        errors = (_cut_off(sent, rows[comm.rank], counts, errors), errors[1])
+    return _weighted(rows, weights), errors
+
+
+def _mean_by_shards(comm, values, counts, weights, wire, name, seed, errors):
+    length = values.shape[0]
+    shard = _shard(comm.size, length, wire)
+    sent = _sent(tf.pad(values, [[0, shard * comm.size - length]]), counts, errors)
+    data = wire.encode(tf.reshape(sent, [comm.size, shard]), seed)
+    received = comm.alltoall(data, [1] * comm.size, f"{name}.shards")
+    mean = _weighted(tf.reshape(wire.decode(received, shard), [comm.size, shard]), weights)
+    if errors is not None:
+        mean += errors[1]
+    mean_data = wire.encode(mean, seed + tf.constant([0, 1 << 30]))
+    gathered = comm.allgather(mean_data[tf.newaxis], f"{name}.means")
+    means = tf.reshape(wire.decode(gathered, shard), [comm.size, shard])
+    if errors is not None:
+        arrived = tf.reshape(wire.decode(data, shard), [-1])
+        errors = (_cut_off(sent, arrived, counts, errors), mean - means[comm.rank])
+    return tf.reshape(means, [-1])[:length], errors
+
+
+def error_shapes(comm_size: int, m: int, wire: Wire) -> tuple[list[int], list[int]]:
+    """The shapes of `mean_over_all`'s errors: of this rank's values, and of the shard whose mean it takes."""
+    if comm_size <= 2:
+        return [m], [0]
+    shard = _shard(comm_size, m, wire)
+    return [comm_size * shard], [shard]
+
+
+def expected_bytes(comm_size: int, m: int, wire: Wire) -> int:
+    """How many bytes one rank sends in `mean_over_all` of `m` float32 values."""
+    if comm_size <= 2 or wire.format == "float32":
+        return 2 * (comm_size - 1) * wire.encoded_bytes(m) // comm_size
+    return 2 * (comm_size - 1) * wire.encoded_bytes(_shard(comm_size, m, wire))
+
+
+def mean_with_peers(
+    comm: Communicator,
+    values: tf.Tensor,
+    weights: tf.Tensor,
+    send_to: tf.Tensor,
+    received_from: tf.Tensor,
+    wire: Wire,
+    name: str,
+    seed: tf.Tensor,
+    peers: int,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """This rank's values as its peers get them, and their weighted mean with those it gets from its peers.
+
+    All ranks of `comm` must call it: those without a peer send and receive nothing. Who meets whom are tensors,
+    so that a graph serves all turns with as many peers.
+
+    A caller that does x += alpha * (mean - own) keeps what encoding cuts off of x, and with it, where ranks
+    meet symmetrically and weights are equal, the sum over all ranks: what one gains the other loses
+    (Koloskova et al. 2019, CHOCO-SGD, arXiv:1902.00340).
+
+    Args:
+        comm: all ranks, whether they have peers or not.
+        values: this rank's, float32 or float64 of shape (m,), m static and the same on all ranks. All wires
+            but float32 take them as float32.
+        weights: as in `mean_over_all`, but all may be 0.
+        send_to: int32 of shape (comm.size,), 1 for each rank that this rank sends to, not itself, else 0.
+        received_from: the same for the ranks that send to this rank.
+        wire: how values travel.
+        name: of the collective.
+        seed: int32 of shape (2,), for stochastic rounding; should differ between ranks and turns.
+        peers: how many ranks `send_to` has.
+
+    Returns:
+        (own, mean), both of the values' shape and dtype. With weight 0, which nobody looks at, own is `values`.
+        Where neither this rank nor those it gets values from have any weight, mean is own.
+    """
+    if comm.size == 1:
+        return values, values
+    dtype, length = values.dtype, values.shape[0]
+    counts = weights[comm.rank] > 0
+    # Float32 travels as numbers rather than their bytes: then float64 may stay what it is.
+    encodes = wire.format != "float32"
+    values = tf.cast(values, tf.float32) if encodes else values
+    sent = _sent(values, counts, None)
+    data = (wire.encode(sent, seed) if encodes else sent)[tf.newaxis]
+    received = comm.alltoall(tf.tile(data, [peers, 1]), send_to, name)
+    rows = tf.concat([data, received], 0)
+    rows = tf.reshape(wire.decode(rows, length) if encodes else rows, [-1, length])
+    ranks = tf.concat([[comm.rank], tf.where(received_from > 0)[:, 0]], 0)
+    mean = _weighted(rows, tf.gather(weights, ranks), ranks)
+    own = tf.where(counts, rows[0], values)
+    mean = tf.where(tf.reduce_any(tf.gather(weights, ranks) > 0), mean, own)
+    return tf.cast(own, dtype), tf.cast(mean, dtype)
+
+
+# -- parts ----------------------------------------------------------------------------------------------
+
+
+def _shard(size, length, wire):
+    """The length of each of `size` equal shards of whole blocks that hold `length` values."""
+    return -(-length // (size * wire.block)) * wire.block
+
+
+def _sent(values, counts, errors):
+    """What a rank encodes: zeros where it does not count, since even 0 * NaN is NaN."""
+    values = values if errors is None else values + errors[0]
+    return tf.where(counts, values, tf.zeros_like(values))
+
+
+def _cut_off(sent, arrived, counts, errors):
+    return tf.where(counts, sent - arrived, errors[0])
+
+
+def _weighted(rows, weights, ranks=None):
+    """The weighted mean of `rows`, in their dtype; exact where all rows with any weight are equal.
+
+    It is taken around the heaviest row; of several the one of the lowest rank, so that two peers get the same
+    bits from rows in opposite orders.
+    """
+    weights = tf.cast(weights, tf.float64)
+    heaviest = tf.equal(weights, tf.reduce_max(weights))
+    ranks = tf.range(tf.size(weights), dtype=tf.int64) if ranks is None else tf.cast(ranks, tf.int64)
+    centre = rows[tf.argmin(tf.where(heaviest, ranks, tf.int64.max))]
+    shares = tf.cast(tf.math.divide_no_nan(weights, tf.reduce_sum(weights)), rows.dtype)
+    return centre + tf.reduce_sum((rows - centre) * shares[:, tf.newaxis], 0)

@@ -1,0 +1,239 @@
+"""Asks the five questions: what every engine has, whether it follows the steps or runs all the time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from hvdext.comm import Communicator
+from hvdext.sync.fragment import Fragment
+from hvdext.sync.settings import Settings
+from hvdext.sync.transfer import OVERHEAD, Outcome, Transfer
+from hvdext.sync.what import Piece
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """One exchange, as listeners are told of it.
+
+    Attributes:
+        fragment: its number.
+        labels: of the fragment's pieces.
+        step: the step it started at.
+        staleness: steps between its start and its merge.
+        seconds: from start to end.
+        waited: seconds that training waited for it.
+        outcome: what it brought.
+    """
+
+    fragment: int
+    labels: list[str]
+    step: int
+    staleness: int
+    seconds: float
+    waited: float
+    outcome: Outcome
+
+
+@dataclass
+class Totals:
+    """What all exchanges so far have cost.
+
+    Attributes:
+        exchanges: how many have been merged.
+        waited: seconds that training waited for exchanges.
+        overlapped: seconds that exchanges ran beside training.
+    """
+
+    exchanges: int = 0
+    waited: float = 0.0
+    overlapped: float = 0.0
+
+
+@dataclass
+class Trained:
+    """How far a rank has got, in steps and samples since it began."""
+
+    steps: int = 0
+    samples: int = 0
+
+
+@dataclass
+class FragmentState:
+    """A fragment with its exchanges."""
+
+    fragment: Fragment
+    transfer: Transfer
+    turns: int = 0  # exchanges started
+    counted: Trained = field(default_factory=Trained)  # when the latest one started
+
+
+class Engine:
+    """The fragments of one model, and how far training has got.
+
+    Args:
+        name: part of the collectives' names.
+        settings: the five answers.
+        fragments: what is exchanged, the same on all ranks.
+        comm: the ranks that take part.
+        measures: whether the ranks' distances are measured.
+        told: called with an `Exchanged` after each merge.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: Settings,
+        fragments: list[list[Piece]],
+        comm: Communicator,
+        measures: bool,
+        told: Callable[[Exchanged], None],
+    ):
+        self.settings = settings
+        self.comm = comm
+        self.trained = Trained()
+        self.totals = Totals()
+        self.schedule = settings.when.schedule(len(fragments))
+        self._told = told
+        self.states = []
+        keeps_centre = settings.keeps_centre or (measures and settings.whom.shares_reference)
+        for i, pieces in enumerate(fragments):
+            fragment = Fragment(pieces, settings.rule, keeps_centre)
+            path = f"hvdext.sync.{name}.{i}"
+            transfer = Transfer(path, fragment, settings.wire, comm, settings.whom, measures)
+            self.states.append(FragmentState(fragment, transfer))
+
+    def share_centres(self) -> None:
+        """Gives all ranks the first one's common values; every rank must call it."""
+        for i, state in enumerate(self.states):
+            if state.fragment.centre is not None:
+                (centre,) = self.comm.broadcast([state.fragment.read_centre()], 0, f"hvdext.sync.centre.{i}")
+                state.fragment.set_centre(centre)
+
+    # -- what the two kinds of engine do differently ---------------------------------------------------
+
+    def step(self, steps: int, samples: int) -> None:
+        """This rank has trained so many steps more, on so many samples."""
+        raise NotImplementedError
+
+    def end_epoch(self) -> None:
+        """An epoch has ended."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Training has ended: finishes all exchanges."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a resumed run needs to go on as this one would."""
+        found = {
+            "trained": np.array([self.trained.steps, self.trained.samples]),
+            "schedule": np.array(self.schedule.state(), np.int64),
+        }
+        for i, state in enumerate(self.states):
+            found[f"turns_{i}"] = np.array([state.turns, state.counted.steps, state.counted.samples])
+            for name, variable in _variables(state).items():
+                found[f"{name}_{i}"] = variable.numpy()
+        return found
+
+    def restore(self, found: dict[str, np.ndarray]) -> None:
+        """Takes up a `state` again.
+
+        Raises:
+            ValueError: if it is the state of other fragments.
+        """
+        self.trained = Trained(*map(int, found["trained"]))
+        self.schedule.restore(map(int, found["schedule"]))
+        for i, state in enumerate(self.states):
+            state.turns, *counted = map(int, found[f"turns_{i}"])
+            state.counted = Trained(*counted)
+            for name, variable in _variables(state).items():
+                value = found[f"{name}_{i}"]
+                if value.shape != tuple(variable.shape):
+                    raise ValueError(
+                        "The checkpoint must have been written with the same sync settings. Received: "
+                        f"{name} of shape {value.shape} for {tuple(variable.shape)}."
+                    )
+                variable.assign(value)
+
+    # -- parts of an exchange --------------------------------------------------------------------------
+
+    def _weight(self, state: FragmentState) -> float:
+        """How much this rank counts in the exchange that starts now."""
+        by = self.settings.rule.weight_by
+        weight = 1.0
+        if by is not None:
+            weight = float(getattr(self.trained, by) - getattr(state.counted, by))
+        state.counted = Trained(self.trained.steps, self.trained.samples)
+        return weight
+
+    def _check_finite(self, i: int, outcome: Outcome, start: tf.Tensor) -> None:
+        """All ranks know from the outcome whether anybody's values are not finite.
+
+        Raises:
+            ValueError: on all ranks alike, if the settings say so or no rank has finite values.
+        """
+        failing = outcome.failing
+        if not failing:
+            return
+        skips = self.settings.on_nonfinite == "skip_rank"
+        if skips and len(failing) < len(outcome.ranks):
+            return
+        state = self.states[i]
+        mine = state.fragment.labels_of(~np.isfinite(start.numpy())) if outcome.takes_mean else []
+        meeting = self.settings.whom.turn(self.comm, state.turns - 1).comm
+        everyone = meeting.allgather_object(mine, f"hvdext.sync.nonfinite.{i}")
+        found = {
+            rank: labels for rank, labels in zip(outcome.ranks, everyone, strict=True) if rank in failing
+        }
+        lines = [f"rank {rank}: {', '.join(labels)}" for rank, labels in found.items()]
+        raise ValueError(
+            "Weights that are not finite must not be spread (on_nonfinite="
+            f"{self.settings.on_nonfinite!r}). Received, at step {self.trained.steps}:\n  "
+            + "\n  ".join(lines)
+        )
+
+    def _merged(self, i: int, outcome: Outcome, step: int, waited: float, mean_norm: float | None) -> None:
+        """Keeps the books after a merge."""
+        self.totals.exchanges += 1
+        self.totals.waited += waited
+        self.totals.overlapped += max(0.0, outcome.seconds - waited)
+        measure = self.settings.when.measures
+        if measure == "overhead":
+            self.schedule.learn(step, float(np.max(outcome.table[:, OVERHEAD])))
+        elif measure == "divergence":
+            self.schedule.learn(step, divergence(outcome, mean_norm))
+        labels = [piece.label for piece in self.states[i].fragment.pieces]
+        staleness = self.trained.steps - step
+        self._told(Exchanged(i, labels, step, staleness, outcome.seconds, waited, outcome))
+
+
+def divergence(outcome: Outcome, mean_norm: float | None) -> float:
+    """The ranks' root-mean-square distance to their mean, relative to the mean's norm.
+
+    Args:
+        outcome: of an exchange that has measured distances.
+        mean_norm: Euclidean norm of the mean.
+    """
+    assert outcome.squares is not None
+    assert mean_norm is not None
+    finite = outcome.table[:, 1] > 0
+    distance = float(np.sqrt(np.mean(np.sum(outcome.squares[finite, :-1], axis=1))))
+    return distance / mean_norm if mean_norm > 0 else 0.0
+
+
+def _variables(state: FragmentState) -> dict[str, Any]:
+    """What a fragment has to remember, by name."""
+    found: dict[str, Any] = {}
+    fragment = state.fragment
+    for j, variable in enumerate(fragment.centre or []):
+        found[f"centre_{j}_of"] = variable
+    for j, variable in enumerate(fragment.outer.variables if fragment.outer is not None else []):
+        found[f"outer_{j}_of"] = variable
+    for j, variable in enumerate(state.transfer.errors):
+        found[f"error_{j}_of"] = variable
+    return found

@@ -1,0 +1,156 @@
+"""What becomes of the ranks' mean: three rules, as arithmetic on flat vectors.
+
+In all formulas x is this rank's values now, s what they were when the exchange started (s = x without delay)
+and m the mean of the s of all ranks that met.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import keras
+import tensorflow as tf
+
+from hvdext.arguments import suggests_keywords
+from hvdext.optimizer import hooks_of
+
+_WEIGHTS = (None, "samples", "steps")
+
+
+class Rule:
+    """Base of the answers to "what becomes of it".
+
+    Attributes:
+        weight_by: None, "samples" or "steps": what a rank's share in the mean is proportional to.
+        keeps_centre: True if the rule needs values of its own besides the ranks': the same on all of them.
+    """
+
+    weight_by: str | None = None
+    keeps_centre = False
+
+
+@dataclass(frozen=True)
+class Mean(Rule):
+    """Everybody takes the mean, and keeps what it has learned since the exchange started.
+
+        x <- x + (m - s),   which is m without delay
+
+    Local SGD (Stich 2019, arXiv:1805.09767); with delay, as in DaSGD (Zhou et al. 2020, arXiv:2006.00441) an
+    average arrives while training has gone on.
+
+    Args:
+        weight_by: None: all ranks count alike. "samples" or "steps": each counts by what it has trained on
+            since its last exchange (of that fragment); where no rank has any, all count alike.
+
+    Raises:
+        ValueError: if `weight_by` is none of these.
+    """
+
+    weight_by: str | None = None
+
+    @suggests_keywords
+    def __init__(self, weight_by: str | None = None):
+        if weight_by not in _WEIGHTS:
+            raise ValueError(f"`weight_by` must be one of {_WEIGHTS}. Received: weight_by={weight_by!r}.")
+        object.__setattr__(self, "weight_by", weight_by)
+
+    def correction(self, start: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
+        """What to add to the values."""
+        return mean - start
+
+
+@dataclass(frozen=True)
+class Pull(Rule):
+    """Everybody moves a part of the way towards the mean, or towards a centre that follows the mean.
+
+        x <- x + alpha (m - s)                                       without centre_rate
+        x <- x + alpha (c - s),   c <- c + centre_rate (m - c)       with it
+
+    Synchronous model averaging, SMA: Koliousis et al. 2019, arXiv:1901.02244. Elastic averaging, EASGD, with
+    the centre c and both moves computed from the same c: Zhang et al. 2015, arXiv:1412.6651, whose beta is
+    `centre_rate`.
+
+    Args:
+        alpha: in (0, 1].
+        centre_rate: None, or in (0, 1].
+
+    Raises:
+        ValueError: if an argument lies outside.
+    """
+
+    alpha: float
+    centre_rate: float | None = None
+
+    @suggests_keywords
+    def __init__(self, alpha: float, centre_rate: float | None = None):
+        _require_in("alpha", alpha, 0 < alpha <= 1, "(0, 1]")
+        if centre_rate is not None:
+            _require_in("centre_rate", centre_rate, 0 < centre_rate <= 1, "(0, 1]")
+        object.__setattr__(self, "alpha", float(alpha))
+        object.__setattr__(self, "centre_rate", None if centre_rate is None else float(centre_rate))
+
+    @property
+    def keeps_centre(self) -> bool:  # type: ignore[override]
+        """As in `Rule`."""
+        return self.centre_rate is not None
+
+    def correction(self, start: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+        """What to add to the values; `target` is the mean or the centre."""
+        return tf.constant(self.alpha, start.dtype) * (target - start)
+
+
+class Outer(Rule):
+    """An outer optimizer takes the ranks' mean movement as its gradient; everybody goes on from the outcome.
+
+        g <- c - m                     c: the values all ranks started the round from
+        c <- outer optimizer(c, g)
+        x <- alpha x + (1 - alpha) c
+
+    DiLoCo: Douillard et al. 2023, arXiv:2311.08105. With delay and alpha, Streaming DiLoCo: Douillard et al.
+    2025, arXiv:2501.18512. Trainable variables are treated so; batch-norm statistics and optimizer slots,
+    which are no sums of gradients, are averaged as by `Mean`.
+
+    Each fragment has an outer optimizer of its own, a copy of `optimizer`: its state and its schedule count
+    that fragment's rounds.
+
+    Args:
+        optimizer: a plain Keras optimizer; it is copied, never changed.
+        alpha: in [0, 1], the share of its own values that a rank keeps; 0: none, as DiLoCo does it.
+
+    Raises:
+        TypeError: if `optimizer` is not a plain Keras optimizer.
+        ValueError: if `alpha` lies outside.
+    """
+
+    keeps_centre = True
+
+    @suggests_keywords
+    def __init__(self, optimizer: keras.optimizers.Optimizer, alpha: float = 0.0):
+        wrapped = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        if not isinstance(optimizer, keras.optimizers.Optimizer) or wrapped or hooks_of(optimizer):
+            raise TypeError(
+                "`optimizer` must be a plain Keras optimizer, such as keras.optimizers.SGD(0.7), "
+                f"neither scaled nor distributed. Received: optimizer={optimizer!r}."
+            )
+        _require_in("alpha", alpha, 0 <= alpha <= 1, "[0, 1]")
+        self.alpha = float(alpha)
+        self._settings = keras.optimizers.serialize(optimizer)
+
+    def new_optimizer(self) -> keras.optimizers.Optimizer:
+        """A fresh copy of the outer optimizer."""
+        return keras.optimizers.deserialize(self._settings)
+
+    def __repr__(self) -> str:
+        config = self._settings["config"]
+        return f"Outer({self._settings['class_name']}({config}), alpha={self.alpha})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Outer) and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+
+def _require_in(name, value, holds, interval):
+    if not holds:
+        raise ValueError(f"`{name}` must lie in {interval}. Received: {name}={value!r}.")

@@ -1,0 +1,101 @@
+"""How many samples a model has been trained on: Keras does not tell its callbacks."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+class SampleCounter:
+    """Counts the rows of each batch that `model.fit` and `train_on_batch` train on.
+
+    The count is a variable that the training step itself adds to, so that it is right with
+    `steps_per_execution`, uneven last batches and `run_eagerly`, and costs no wait. Several users share one
+    counter per model. While at least one holds it, the model's `train_step` is wrapped.
+
+        counter = SampleCounter.of(model)
+        counter.acquire()   # at the latest in a callback's `set_model`
+        counter.total()     # rows so far, in all trainings
+        counter.release()
+
+    Get it with `SampleCounter.of(model)`.
+    """
+
+    def __init__(self, model):
+        # Not the model itself: the table of counters would keep it alive.
+        self._model = weakref.ref(model)
+        self._rows = tf.Variable(0, dtype=tf.int64, trainable=False, name="samples")
+        self._users = 0
+        self._is_counting = False  # within a step that counts
+        self._counts_in: weakref.ref | None = None  # a train function that was made to count
+
+    @staticmethod
+    def of(model) -> SampleCounter:
+        """The counter of `model`, always the same one."""
+        with _lock:
+            if model not in _counters:
+                _counters[model] = SampleCounter(model)
+            return _counters[model]
+
+    def acquire(self) -> None:
+        """Counts from now on, until as many have called `release`."""
+        self._users += 1
+        if self._users > 1:
+            return
+        model: Any = self._model()
+        model.train_step = self._counting(model.train_step, "train_step" in vars(model))
+        made = model.train_function
+        if made is not None and (self._counts_in is None or self._counts_in() is not made):
+            model.make_train_function(force=True)
+
+    def release(self) -> None:
+        """Takes the wrapper off when the last user has left."""
+        self._users -= 1
+        if self._users > 0:
+            return
+        model: Any = self._model()
+        step, made = model.train_step, model.train_function
+        # What was traced may stay, since adding to a number nobody reads does no harm: the next `fit` need
+        # not trace again.
+        self._counts_in = None if made is None else weakref.ref(made)
+        if getattr(step, "hvdext_counter", None) is not self:
+            return  # somebody has wrapped ours: it stays inside, and counts once all the same
+        if step.was_own_attribute:
+            model.train_step = step.plain
+        else:
+            del model.train_step
+
+    def total(self) -> int:
+        """Rows trained on so far, never less than before."""
+        return int(self._rows.numpy())
+
+    def _counting(self, plain, was_own_attribute):
+        @tf.autograph.experimental.do_not_convert
+        def step(data):
+            if self._is_counting:
+                return plain(data)
+            self._add(data)
+            self._is_counting = True
+            try:
+                return plain(data)
+            finally:
+                self._is_counting = False
+
+        step.hvdext_counter = self
+        step.plain, step.was_own_attribute = plain, was_own_attribute
+        return step
+
+    def _add(self, data):
+        inputs, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        first = next(leaf for leaf in keras.tree.flatten(inputs) if leaf is not None)
+        # A shape known beforehand depends on no batch, and Keras runs one step more without one.
+        with tf.control_dependencies(tf.nest.flatten(first, expand_composites=True)[:1]):
+            self._rows.assign_add(tf.cast(tf.shape(first)[0], tf.int64))
+
+
+_counters: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_lock = threading.Lock()

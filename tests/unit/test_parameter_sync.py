@@ -1,0 +1,440 @@
+"""Parameter sync as users meet it: in `fit`, saved and resumed, refused, stopped."""
+
+import threading
+
+import keras
+import numpy as np
+import pytest
+
+import hvdext as hvd
+from hvdext.comm import SoloComm, use
+from hvdext.testing import run_ranks
+
+SIZES = [2, 4]
+
+
+def small_model(seed=0, norm=False):
+    layers = [keras.Input((3,)), keras.layers.Dense(4, activation="tanh", name="hidden")]
+    layers += [keras.layers.BatchNormalization(name="norm")] if norm else []
+    model = keras.Sequential([*layers, keras.layers.Dense(1, name="out")], name="small")
+    generator = np.random.default_rng(seed)
+    model.set_weights([generator.normal(scale=0.5, size=w.shape) for w in model.get_weights()])
+    return model
+
+
+def data(rows=32):
+    generator = np.random.default_rng(7)
+    x = generator.normal(size=(rows, 3)).astype("float32")
+    return x, np.tanh(x.sum(axis=1, keepdims=True)).astype("float32")
+
+
+def share(arrays, rank, size, batch):
+    """Batch b of rank r: rows of the global batch b."""
+    rows = [
+        slice(b * batch * size + rank * batch, b * batch * size + (rank + 1) * batch)
+        for b in range(len(arrays[0]) // (batch * size))
+    ]
+    return [np.concatenate([array[r] for r in rows]) for array in arrays]
+
+
+def fit(model, arrays, sync, batch, optimizer=None, epochs=2, **options):
+    model.compile(optimizer or keras.optimizers.SGD(0.1), "mse", jit_compile=False, **options)
+    model.fit(*arrays, batch_size=batch, epochs=epochs, shuffle=False, verbose=0, callbacks=sync)
+    return model.get_weights()
+
+
+def fit_alone(model, arrays, batch, optimizer=None, **options):
+    return fit(model, arrays, [], batch, optimizer, **options)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("steps_per_execution", [1, 2])
+def test_averaging_every_step_with_sgd_is_synchronous_sgd(size, steps_per_execution):
+    """With two steps per call, weights are averaged every second one: two local steps of plain SGD."""
+    together = fit_alone(small_model(), data(), 8)
+
+    def rank(comm):
+        sync = hvd.sync.LocalSGD(every=1)
+        mine = share(data(), comm.rank, size, 8 // size)
+        return fit(small_model(), mine, [sync], 8 // size, steps_per_execution=steps_per_execution)
+
+    ranks = run_ranks(size, rank)
+    for found in ranks:
+        for a, b, first in zip(found, together, ranks[0], strict=True):
+            np.testing.assert_array_equal(a, first)
+            if steps_per_execution == 1:
+                np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda s: s.LocalSGD(3),
+        lambda s: s.LocalSGD(3, wire="int8"),
+        lambda s: s.PartialSync(s.Rotating(2), 4, delay=2),
+        lambda s: s.SMA(2, 0.5),
+        lambda s: s.LocalSGD(2, whom=s.Ring()),
+        lambda s: s.AsyncGossip(whom=s.Exponential()),
+        lambda s: s.ParameterSync(s.EveryEpoch()),
+        lambda s: s.ParameterSync(s.AtEnd()),
+    ],
+)
+def test_one_rank_equals_plain_training(make):
+    plain = fit_alone(small_model(), data(), 8, keras.optimizers.Adam(0.01))
+    with use(SoloComm()):
+        found = fit(small_model(), data(), [make(hvd.sync)], 8, keras.optimizers.Adam(0.01))
+    for a, b in zip(found, plain, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-7)
+
+
+def test_float64_models_are_averaged_in_float64():
+    def rank(comm):
+        variable = keras.Variable([1 / 3 + comm.rank * 1e-9], dtype="float64", name="x")
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, dtype="float64")])
+        model.variables[0].assign(np.array([[1 / 3 + comm.rank * 1e-9]]))
+        sync = hvd.sync.LocalSGD(1)
+        sync.begin(model)
+        sync.step()
+        del variable
+        return model.get_weights()[0].item()
+
+    assert run_ranks(2, rank) == pytest.approx([1 / 3 + 0.5e-9] * 2, abs=1e-14)
+
+
+@pytest.mark.parametrize("when", ["EveryEpoch", "AtEnd"])
+def test_epoch_and_end(when):
+    """Ranks whose learning rate is 0 keep their own weights until they are averaged."""
+
+    def rank(comm):
+        model = small_model()
+        model.set_weights([w + comm.rank for w in model.get_weights()])
+        seen = []
+        look = keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, logs: seen.append(model.get_weights()[0][0, 0])
+        )
+        sync = hvd.sync.ParameterSync(getattr(hvd.sync, when)())
+        fit(model, data(8), [sync, look], 4, keras.optimizers.SGD(0.0))
+        return [
+            value - small_model().get_weights()[0][0, 0] for value in [*seen, model.get_weights()[0][0, 0]]
+        ]
+
+    middle = 0.5 if when == "EveryEpoch" else None
+    for number, found in enumerate(run_ranks(2, rank)):
+        expected = [number, number if middle is None else middle, 0.5]
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_batch_norm_statistics_are_averaged_and_slots_on_request():
+    def rank(comm, slots):
+        model = small_model(norm=True)
+        optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+        sync = hvd.sync.LocalSGD(4, what=hvd.sync.All(slots=slots))
+        x, y = data()
+        fit(model, (x * (1 + comm.rank), y), [sync], 8, optimizer, epochs=1)
+        slot = next(v for v in optimizer.variables if "momentum" in v.path)
+        return [v.numpy() for v in model.variables], slot.numpy()
+
+    for slots in (False, True):
+        (a, slot_a), (b, slot_b) = run_ranks(2, rank, slots)
+        for mine, other in zip(a, b, strict=True):
+            np.testing.assert_array_equal(mine, other)
+        assert np.array_equal(slot_a, slot_b) == slots
+
+
+def test_adaptive_interval_by_divergence_follows_its_rule():
+    """Ranks at -h and +h around 10: divergence h / 10; H <- H * target / measured within a factor of 2."""
+
+    def rank(comm):
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+        sync = hvd.sync.ParameterSync(hvd.sync.Adaptive(2, 9, divergence=0.05))
+        model.variables[0].assign([[10.0]])
+        sync.begin(model)
+        intervals = []
+        for _ in range(24):
+            model.variables[0].assign_add([[0.1 if comm.rank else -0.1]])
+            sync.step()
+            intervals.append(sync.interval)
+        return intervals
+
+    # Exchanges at 2 (measured 0.02, H 2 -> 4), 6 (0.04, 4 -> 5), 11 (0.05), 16, 21.
+    expected = [2] + [4] * 4 + [5] * 19
+    assert run_ranks(2, rank) == [expected, expected]
+
+
+def test_adaptive_interval_by_overhead_is_the_same_on_all_ranks():
+    when = hvd.sync.Adaptive(1, 64, overhead=0.01)
+    assert when.next_interval(8, 0.02) == 16
+    assert when.next_interval(8, 0.015) == 12
+    assert when.next_interval(8, 0.0) == 4
+    assert when.next_interval(64, 1.0) == 64
+
+    def rank(comm):
+        model = small_model()
+        sync = hvd.sync.ParameterSync(when)
+        sync.begin(model)
+        intervals = []
+        for _ in range(20):
+            sync.step()
+            intervals.append(sync.interval)
+        return intervals
+
+    first, second = run_ranks(2, rank)
+    assert first == second
+    assert max(first) > 1  # exchanging at every step takes more than 1 % of nothing
+
+
+# -- asynchronous ---------------------------------------------------------------------------------------
+
+
+def test_always_never_blocks_training():
+    """Rank 0 trains 50 steps while rank 1 has not even begun its first exchange."""
+    steps_done = threading.Event()
+
+    def rank(comm):
+        model = small_model()
+        model.compile(keras.optimizers.SGD(0.0), "mse")
+        sync = hvd.sync.AsyncGossip()
+        sync.begin(model)
+        if comm.rank == 1:
+            held = sync._engine.states[0].transfer.run
+            sync._engine.states[0].transfer.run = lambda *a: (steps_done.wait(60), held(*a))[1]
+        for _ in range(50):
+            sync.step()
+        if comm.rank == 0:
+            steps_done.set()
+        steps_done.wait(60)
+        sync.end()
+        return sync.totals.exchanges
+
+    exchanges = run_ranks(2, rank)
+    assert exchanges[0] == exchanges[1] >= 1
+
+
+def test_asynchronous_ranks_meet_and_keep_their_sum():
+    """No training: pairs average until all are equal; the sum stays what it was."""
+
+    def rank(comm):
+        model = small_model()
+        model.set_weights([w + comm.rank for w in model.get_weights()])
+        sync = hvd.sync.AsyncGossip(max_staleness=1)
+        sync.begin(model)
+        for _ in range(40):
+            sync.step()  # waits for one exchange each time
+        sync.end()
+        return model.get_weights()
+
+    expected = [w + 1.5 for w in small_model().get_weights()]
+    for found in run_ranks(4, rank):
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-3)
+
+
+def test_asynchronous_ranks_may_train_different_numbers_of_steps():
+    def rank(comm):
+        model = small_model()
+        model.compile(keras.optimizers.SGD(0.05), "mse", jit_compile=False)
+        x, y = data()
+        sync = hvd.sync.AsyncGossip()
+        model.fit(x, y, batch_size=8, epochs=1 + 3 * comm.rank, verbose=0, callbacks=[sync])
+        return sync.steps
+
+    assert run_ranks(2, rank) == [4, 16]
+
+
+def test_one_rank_asks_all_to_stop():
+    def rank(comm):
+        model = small_model()
+        sync = hvd.sync.AsyncGossip(max_staleness=2)
+        sync.begin(model)
+        steps = 0
+        while not sync.stop_requested and steps < 2000:
+            sync.step()
+            steps += 1
+            if comm.rank == 1 and steps == 5:
+                sync.request_stop()
+        sync.end()
+        return steps
+
+    assert all(steps < 2000 for steps in run_ranks(2, rank))
+
+
+# -- weights that are not finite ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda s, o: s.LocalSGD(1, on_nonfinite=o),
+        lambda s, o: s.LocalSGD(2, delay=1, wire="int8", on_nonfinite=o),
+    ],
+)
+def test_nonfinite_weights_are_named_or_skipped(make):
+    def rank(comm, on_nonfinite):
+        model = small_model()
+        model.set_weights([w + comm.rank for w in model.get_weights()])
+        sync = make(hvd.sync, on_nonfinite)
+        sync.begin(model)
+        if comm.rank == 1:
+            kernel = model.layers[1].kernel
+            kernel.assign(np.full(kernel.shape, np.nan))
+        try:
+            for _ in range(4):
+                sync.step()
+        except ValueError as error:
+            return str(error)
+        return model.get_weights()
+
+    messages = run_ranks(3, rank, "raise")
+    assert len(set(messages)) == 1
+    assert "rank 1: small/out/kernel" in messages[0]
+    expected = [w + 1 for w in small_model().get_weights()]  # the mean of ranks 0 and 2
+    for found in run_ranks(3, rank, "skip_rank"):
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, atol=0.02)
+
+
+# -- saved and resumed ----------------------------------------------------------------------------------
+
+RESUMED = {
+    "DiLoCo": lambda s: s.DiLoCo(6, outer=keras.optimizers.SGD(0.7, momentum=0.9, nesterov=True)),
+    "streaming, in flight": lambda s: s.StreamingDiLoCo(8, 2, delay=3, alpha=0.5, wire="int8"),
+    "error feedback, Adam outside": lambda s: s.DiLoCo(
+        3, outer=keras.optimizers.Adam(0.1), wire=s.Wire("int4", "error_feedback")
+    ),
+    "by samples, EASGD beside": lambda s: s.EASGD(4),
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_resumed_run_equals_an_uninterrupted_one(name, tmp_path):
+    """Eight steps, saved after the fifth, which is in the middle of a round; new objects go on from there."""
+
+    def step(model, rank, t):
+        generator = np.random.default_rng([rank, t])
+        x = generator.normal(size=(4, 3)).astype("float32")
+        model.train_on_batch(x, x.sum(axis=1, keepdims=True))
+
+    def prepared():
+        model = small_model(norm=True)
+        model.compile(keras.optimizers.Adam(0.05), "mse", jit_compile=False)
+        model.optimizer.build(model.trainable_variables)
+        return model, RESUMED[name](hvd.sync)
+
+    def rank(comm):
+        model, sync = prepared()
+        file = tmp_path / f"{name}{comm.rank}.weights.h5"
+        sync.begin(model)
+        for t in range(14):
+            step(model, comm.rank, t)
+            sync.step(samples=4)
+            if t == 8:
+                model.save_weights(file)
+        resumed, sync = prepared()
+        sync.attach(resumed)
+        resumed.load_weights(file)
+        sync.begin(resumed)
+        for t in range(9, 14):
+            step(resumed, comm.rank, t)
+            sync.step(samples=4)
+        return model.get_weights(), resumed.get_weights()
+
+    for straight, resumed in run_ranks(2, rank):
+        for a, b in zip(straight, resumed, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_model_saved_with_its_sync_opens_without(tmp_path):
+    model = small_model()
+    with use(SoloComm()):
+        fit(model, data(), [hvd.sync.DiLoCo(2)], 8)
+    model.save(tmp_path / "model.keras")
+    opened = keras.saving.load_model(tmp_path / "model.keras")
+    for a, b in zip(opened.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# -- refusals -------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "interval": (
+        lambda s: s.LocalSGD(0),
+        "`steps` must be a whole number of steps, at least 1. Received: steps=0.",
+    ),
+    "delay": (lambda s: s.Every(4, delay=4), "`delay` must be below `steps`, 4. Received: delay=4."),
+    "alpha of a pull": (lambda s: s.Pull(1.5), "`alpha` must lie in (0, 1]. Received: alpha=1.5."),
+    "no pull": (lambda s: s.Pull(0), "`alpha` must lie in (0, 1]. Received: alpha=0."),
+    "alpha of an outer": (
+        lambda s: s.Outer(keras.optimizers.SGD(), alpha=-0.1),
+        "`alpha` must lie in [0, 1]. Received: alpha=-0.1.",
+    ),
+    "staleness": (lambda s: s.Always(0), "`max_staleness` must be a whole number of steps, at least 1"),
+    "adaptive": (lambda s: s.Adaptive(1, 2), "Exactly one of `divergence` and `overhead` must be given"),
+    "max": (lambda s: s.Adaptive(4, 2, overhead=0.1), "`max` must be a whole number of steps, at least 4"),
+    "weights": (lambda s: s.Mean("batches"), "`weight_by` must be one of"),
+    "more fragments than steps": (
+        lambda s: s.StreamingDiLoCo(2, 3),
+        "`steps` must be at least the number of fragments",
+    ),
+    "centre with peers": (
+        lambda s: s.ParameterSync(s.Every(2), whom=s.Ring(), rule=s.Outer(keras.optimizers.SGD())),
+        "`rule` must do without values that all ranks have in common",
+    ),
+    "on_nonfinite": (lambda s: s.LocalSGD(2, on_nonfinite="ignore"), "`on_nonfinite` must be one of"),
+    "momentum": (lambda s: s.SlowMo(2, beta=1.0), "`beta` must lie in [0, 1). Received: beta=1.0."),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_arguments_are_refused_where_they_are_given(name):
+    make, message = REFUSED[name]
+    with pytest.raises(ValueError) as error:
+        make(hvd.sync)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "optimizer", ["sgd", None, keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())]
+)
+def test_an_outer_optimizer_must_be_one(optimizer):
+    with pytest.raises(TypeError, match="`optimizer` must be a plain Keras optimizer"):
+        hvd.sync.Outer(optimizer)
+
+
+def test_an_answer_must_be_one():
+    with pytest.raises(TypeError, match="`when` must be one of hvd"):
+        hvd.sync.ParameterSync(32)
+
+
+@pytest.mark.parametrize(
+    ("size", "make", "message"),
+    [
+        (2, lambda s, r: s.PartialSync("nothing/*"), "matches none of"),
+        (2, lambda s, r: s.PartialSync(s.Rotating(9), 9), "`fragments` must be at most the number of layers"),
+        (3, lambda s, r: s.LocalSGD(2, whom=s.Pairs()), "even number of ranks"),
+        (2, lambda s, r: s.LocalSGD(2 + r), "when: rank 0: Every(steps=2, delay=0, warmup_steps=0); rank 1"),
+        (2, lambda s, r: s.LocalSGD(2, wire=["int8", "int4"][r]), "The ranks disagree about"),
+    ],
+)
+def test_ranks_refuse_together(size, make, message):
+    def rank(comm):
+        try:
+            make(hvd.sync, comm.rank).begin(small_model())
+        except ValueError as error:
+            return str(error)
+
+    messages = run_ranks(size, rank)
+    assert len(set(messages)) == 1
+    assert message in messages[0]
+
+
+def test_steps_before_begin():
+    with pytest.raises(RuntimeError, match="has not begun"):
+        hvd.sync.LocalSGD(2).step()
+
+
+def test_unequal_starts_are_mentioned():
+    def rank(comm):
+        hvd.sync.LocalSGD(2).begin(small_model(seed=comm.rank))
+
+    with pytest.warns(UserWarning, match="start from different weights"):
+        run_ranks(2, rank)
