@@ -15,6 +15,7 @@ _HOMES = {
     "PartialDistributedGradientTape": "hvdext.partial",
     "PartialDistributedOptimizer": "hvdext.partial",
     "ProcessSet": "hvdext.process_sets",
+    "Strategy": "hvdext.strategy",
     "SyncBatchNormalization": "hvdext.sync_batch_norm",
     "add_process_set": "hvdext.runtime",
     "allgather": "hvdext.collectives",
@@ -70,7 +71,7 @@ _OPS = {
     "Product": "PRODUCT",
     "Sum": "SUM",
 }
-_MODULES = ("callbacks", "data", "elastic", "engine")
+_MODULES = ("callbacks", "data", "elastic", "engine", "sync")
 
 __all__ = sorted([*_HOMES, *_OPS, *_MODULES])
 

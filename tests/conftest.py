@@ -16,6 +16,7 @@ pytest.register_assert_rewrite(
     "callback_programs",
     "cases",
     "collective_programs",
+    "consensus_programs",
     "drop_in_programs",
     "elastic_programs",
     "exchange_programs",
@@ -23,7 +24,9 @@ pytest.register_assert_rewrite(
     "process_set_programs",
     "refusal_programs",
     "runtime_programs",
+    "sync_programs",
     "uneven_programs",
+    "warmup_programs",
 )
 
 # Ranks as threads: each waiting collective holds one inter-op thread.

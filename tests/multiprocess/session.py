@@ -22,6 +22,9 @@ TABLES = (
     "uneven_programs",
     "collective_programs",
     "drop_in_programs",
+    "sync_programs",
+    "consensus_programs",
+    "warmup_programs",
     "runtime_programs",  # last: it begins a second job
 )
 

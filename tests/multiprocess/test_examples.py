@@ -1,5 +1,6 @@
 """The examples run as their own first lines say, and their ranks end with the same weights."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -106,3 +107,27 @@ def test_gradient_options():
         # Local biases differ from rank to rank, everything else is the same.
         assert (float(apart) > 0) == (option == "kernels only, biases local")
     assert rows["average"][-1] == "0"
+
+
+def test_warmup():
+    lines = _lines_of("warmup.py")
+    assert _difference(lines) == "0.0"
+    pattern = r"scores by rank (\S+), (\S+); all take rank (\d)"
+    rounds = [_numbers([line], pattern) for line in lines if "round" in line and "scores" in line]
+    assert len(rounds) == 8
+    for scores, following in itertools.pairwise(rounds):
+        # The best of one round is the first rank's candidate of the next.
+        assert following[0] == min(scores[:2]) == scores[int(scores[2])]
+    first, last = _numbers(lines, r"initial weights (\S+), of the last round's best (\S+)")
+    assert last < first
+
+
+def test_consensus():
+    lines = _lines_of("consensus.py", "--interrupt-after", "100")
+    assert _difference(lines) == "0.0"
+    first, second = _numbers(lines, r"an interrupt: True; samples by rank: \[(\d+), (\d+)\]")
+    assert 16 * 98 < second < 16 * 111  # the next check after 100 batches; the last of an epoch is smaller
+    assert first > second
+    mean, common = _numbers(lines, r"mean of the ranks: (\S+); of their consensus: (\S+)")
+    assert common > mean > 0.8
+    assert _numbers(lines, r"were (\S+) away from it")[0] > 0.1
