@@ -14,6 +14,7 @@ from hvdext.arguments import suggests_keywords
 from hvdext.comm import current
 from hvdext.optimizer import build, exchanges, hook_of
 from hvdext.selection import identity_of
+from hvdext.sync.attachment import attached
 from hvdext.variables import broadcast_variables, is_built, model_variables
 
 
@@ -25,7 +26,8 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
     before anything is computed. Random generators keep their own states.
 
     When training begins it also compares over the ranks how many epochs and steps per epoch they are about
-    to train, since a rank that stops earlier would leave the others waiting.
+    to train, since a rank that stops earlier would leave the others waiting (an asynchronous `ParameterSync`
+    does not mind).
 
     Args:
         root_rank: the rank whose variables count.
@@ -65,7 +67,7 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
         if self._is_done():
             return
         optimizer = self.model.optimizer
-        if comm.size > 1 and comm.rank == 0 and not exchanges(optimizer):
+        if comm.size > 1 and comm.rank == 0 and not exchanges(optimizer) and not attached(self.model):
             warnings.warn(
                 f"The optimizer {optimizer.name!r} exchanges no gradients: pass it through "
                 "hvd.DistributedOptimizer, unless the ranks' parameters are synchronised otherwise.",
@@ -77,6 +79,8 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
             self._broadcast_before_first_step()
 
     def _plan(self):
+        if any(sync.is_asynchronous for sync in attached(self.model)):
+            return {}
         plan = {"epochs": self.params.get("epochs")}
         hook = hook_of(self.model.optimizer)
         if hook is None or not hook.expects_uneven_batches:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -44,13 +45,12 @@ class Fragment:
         if isinstance(rule, Outer) and self._stepped():
             self.outer = rule.new_optimizer()
             self.outer.build([variable for _, variable in self._stepped()])
-        graph = {"autograph": False}
-        self.snapshot = tf.function(self.read, **graph)
-        self.displacement = tf.function(self._displacement, **graph)
-        self.merge = tf.function(self._merge, **graph)
-        self.after = tf.function(self._after, **graph)
-        self.add = tf.function(lambda change: self._write(self.read() + change), **graph)
-        self.put = tf.function(self._write, **graph)
+        self.snapshot = graph_of(self.read)
+        self.displacement = graph_of(self._displacement)
+        self.merge = graph_of(self._merge)
+        self.after = graph_of(self._after)
+        self.add = graph_of(lambda change: self._write(self.read() + change))
+        self.put = graph_of(self._write)
 
     def read(self) -> tf.Tensor:
         """The pieces' values, of shape (size,)."""
@@ -156,6 +156,15 @@ class Fragment:
                 flat = tf.reshape(tf.convert_to_tensor(variable), [-1])
                 part = tf.concat([flat[: piece.start], part, flat[piece.stop :]], 0)
             variable.assign(tf.reshape(part, variable.shape))
+
+
+def graph_of(function: Callable) -> Callable:
+    """`function` as a graph.
+
+    A partial function of its own each time: TensorFlow counts how often a function is traced by its code, and
+    warns where many fragments are traced once each.
+    """
+    return tf.function(functools.partial(function), autograph=False)
 
 
 def _values(piece, dtype):

@@ -13,7 +13,7 @@ from hvdext.arguments import suggests_keywords
 from hvdext.comm import current
 from hvdext.optimizer import build
 from hvdext.sync.asynchronous import AsynchronousEngine
-from hvdext.sync.attachment import attach, attached
+from hvdext.sync.attachment import attach, attached, detach
 from hvdext.sync.digest import digest
 from hvdext.sync.engine import Engine, Exchanged, Totals
 from hvdext.sync.rule import Mean, Outer, Pull
@@ -214,6 +214,7 @@ class ParameterSync(keras.callbacks.Callback):
     # -- Keras' hooks ----------------------------------------------------------------------------------
 
     def set_model(self, model):
+        self._let_go()
         super().set_model(model)
         self.attach(model)
         if self.settings.rule.weight_by == "samples":
@@ -243,9 +244,15 @@ class ParameterSync(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self.end()
+        self._let_go()
+
+    def _let_go(self):
+        """Leaves the model as it was; the sync's state stays a part of its checkpoints."""
         if self._counter is not None:
             self._counter.release()
             self._counter = None
+        if self.model is not None:
+            detach(self.model, self)
 
     # -- parts -----------------------------------------------------------------------------------------
 

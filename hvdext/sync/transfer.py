@@ -6,8 +6,9 @@ finite. Then the values travel; those of a rank that has any that are not finite
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ import tensorflow as tf
 
 from hvdext.comm import Communicator
 from hvdext.sync.averaging import error_shapes, mean_over_all, mean_with_peers
-from hvdext.sync.fragment import Fragment
+from hvdext.sync.fragment import Fragment, graph_of
 from hvdext.sync.whom import Turn, Whom
 from hvdext.sync.wire import Wire
 
@@ -81,7 +82,7 @@ class Transfer:
         self._comm = comm
         self._whom = whom
         self._measures = measures
-        self._functions: dict[tuple, tf.types.experimental.PolymorphicFunction] = {}
+        self._functions: dict[tuple, Callable] = {}
         self.errors: list[tf.Variable] = []  # what the wire has cut off so far, with error feedback
         size = whom.turn(comm, 0).comm.size
         if wire.rounding == "error_feedback" and size > 1:
@@ -114,11 +115,7 @@ class Transfer:
     def _function(self, turn: Turn):
         key = (turn.comm.ranks, turn.send_to is None, len(turn.send_to or ()))
         if key not in self._functions:
-
-            def exchange(values, row, seed, sends, receives):
-                return self._exchange(turn.comm, key[1], key[2], values, row, seed, sends, receives)
-
-            self._functions[key] = tf.function(exchange, autograph=False)
+            self._functions[key] = graph_of(functools.partial(self._exchange, turn.comm, key[1], key[2]))
         return self._functions[key]
 
     def _exchange(self, comm, everyone, peers, values, row, seed, sends, receives):

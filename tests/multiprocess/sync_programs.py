@@ -106,7 +106,7 @@ def exponential(n, turn):
 def two_pairs_then_all(n, turn):
     if turn % 3 == 2:
         return np.full((n, n), 1 / n)
-    return np.kron(np.eye(2), np.full((2, 2), 0.5))
+    return np.kron(np.full((2, 2), 0.5), np.eye(2))  # 0 with 2, 1 with 3
 
 
 def _streaming(fragments, delay, alpha):
@@ -186,7 +186,7 @@ CASES = {
         sizes=(2, 4),
     ),
     "inside a host, every third turn between": Case(
-        lambda s: s.LocalSGD(2, whom=s.Hierarchical([[0, 1], [2, 3]], every=3)),
+        lambda s: s.LocalSGD(2, whom=s.Hierarchical([[0, 2], [1, 3]], every=3)),
         options={"every": 2},
         mixing=two_pairs_then_all,
         sizes=(4,),
