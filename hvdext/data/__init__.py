@@ -8,6 +8,7 @@ from hvdext.data.arithmetic import (
 )
 from hvdext.data.deal import last_batch_sizes, samples_of_rank, steps_per_epoch
 from hvdext.data.py_dataset import EndlessPyDataset, ShardedPyDataset
+from hvdext.data.service import SharedByLoad, shared_by_load
 from hvdext.data.sharded_dataset import ShardedDataset
 from hvdext.data.sharding import shard
 
@@ -15,6 +16,7 @@ __all__ = [
     "EndlessPyDataset",
     "ShardedDataset",
     "ShardedPyDataset",
+    "SharedByLoad",
     "batch_weights",
     "global_batch_size",
     "last_batch_sizes",
@@ -22,5 +24,6 @@ __all__ = [
     "samples_of_rank",
     "scale_learning_rate",
     "shard",
+    "shared_by_load",
     "steps_per_epoch",
 ]

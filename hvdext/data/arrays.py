@@ -15,7 +15,7 @@ from hvdext.data.sharded_dataset import EpochCounter, ShardedDataset, passes
 
 def shard_arrays(x: Any, y: Any, sample_weight: Any, batch_size: int | None, share: Share) -> ShardedDataset:
     """One rank's batches of arrays; see `hvdext.data.shard`."""
-    arrays, total = _aligned_arrays(x, y, sample_weight)
+    arrays, total = aligned_arrays(x, y, sample_weight)
     if batch_size is None:
         raise ValueError("`batch_size` must be given for arrays. Received: batch_size=None.")
     deal = share.deal(total, batch_size, "samples")
@@ -26,7 +26,7 @@ def shard_arrays(x: Any, y: Any, sample_weight: Any, batch_size: int | None, sha
         return deal.of_rank(share.rank, share.order.positions(total, epoch))
 
     orders = passes(epochs, plan, (deal.count(share.rank),))
-    batches = _gathered(orders.flat_map(lambda order: _cut(order, deal)), arrays)
+    batches = gathered(orders.flat_map(lambda order: _cut(order, deal)), arrays)
     batches = batches.apply(tf.data.experimental.assert_cardinality(deal.steps))
     return ShardedDataset(
         batches.prefetch(tf.data.AUTOTUNE),
@@ -49,14 +49,14 @@ def _cut(order: tf.Tensor, deal: Deal) -> tf.data.Dataset:
     return batches.concatenate(tf.data.Dataset.from_tensors(last))
 
 
-def _gathered(batches: tf.data.Dataset, arrays: Any) -> tf.data.Dataset:
+def gathered(batches: tf.data.Dataset, arrays: Any) -> tf.data.Dataset:
     """Replaces batches of indices by the samples at these indices."""
     with tf.device("CPU:0"):  # the whole data set must not go to an accelerator
         tensors = tf.nest.map_structure(tf.convert_to_tensor, arrays)
     return batches.map(lambda indices: tf.nest.map_structure(lambda t: tf.gather(t, indices), tensors))
 
 
-def _aligned_arrays(x: Any, y: Any, sample_weight: Any) -> tuple[Any, int]:
+def aligned_arrays(x: Any, y: Any, sample_weight: Any) -> tuple[Any, int]:
     """The tuple that `fit` expects of a data set, as arrays, and their common length."""
     if sample_weight is not None and y is None:
         raise ValueError("`sample_weight` must come with `y`. Received: a sample_weight, and y=None.")

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from hvdext.sync.background import Background
+from hvdext.background import Background
 from hvdext.sync.engine import Engine, Trained
 
 _PATIENCE = (
@@ -139,8 +139,7 @@ class AsynchronousEngine(Engine):
             self._steps_at_start = step = self.trained.steps
             start = self._snapshot(i)
             told = [self._weight(state), step, 0, self._wants_stop, self._is_finished]
-            values = start if state.fragment.centre is None else state.fragment.displacement(start)
-            outcome = state.transfer.run(values, self._turn, told)
+            outcome = state.transfer.run(start, self._turn, told)
             self._check_finite(i, outcome, start)
             self._book(i, outcome, start, step)
             self.stop_requested = self.stop_requested or bool(np.any(outcome.table[:, 4]))

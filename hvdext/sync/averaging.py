@@ -27,9 +27,9 @@ def mean_over_all(
     2. Rank r decodes what it gets, takes the mean in float32 and encodes it.
     3. All gather the means and decode them.
 
-    A rank sends 2(n-1)/n of the encoded vector, as a ring would, and nothing is summed in the wire's few bits.
-    Two ranks gather each other's whole vector instead: that is as many bytes, in one message and encoded once.
-    The float32 wire is the engine's allreduce.
+    A rank sends 2(n-1)/n of the encoded vector, as a ring would, and nothing is summed in the wire's few
+    bits. Two ranks gather each other's whole vector instead: that is as many bytes, in one message and
+    encoded once. The float32 wire is the engine's allreduce.
 
     With errors, what encoding cuts off is added to what the same rank encodes in the next turn, in step 1
     (Seide et al. 2014, "1-Bit Stochastic Gradient Descent"; Karimireddy et al. 2019, arXiv:1901.09847) as in
@@ -67,10 +67,10 @@ def mean_over_all(
 
 
 def _mean_by_allreduce(comm, values, weights, name):
-    # Divided by a power of two that is at least their sum, weights change neither exactness nor range.
+    # At most 1/size each, so that the sum stays in range; a power of two where all are equal, which is exact.
     weights = tf.cast(weights, tf.float64)
-    exponent = tf.math.ceil(tf.math.log(tf.reduce_sum(weights)) / tf.math.log(tf.constant(2.0, tf.float64)))
-    weights = tf.cast(weights * tf.pow(tf.constant(2.0, tf.float64), -exponent), values.dtype)
+    weights *= 2.0 ** -(comm.size - 1).bit_length() / tf.reduce_max(weights)
+    weights = tf.cast(weights, values.dtype)
     # This product is 0 for weight 0, whatever the values.
     (total,) = comm.allreduce([tf.math.multiply_no_nan(values, weights[comm.rank])], name)
     return total / tf.reduce_sum(weights)
@@ -132,8 +132,8 @@ def mean_with_peers(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """This rank's values as its peers get them, and their weighted mean with those it gets from its peers.
 
-    All ranks of `comm` must call it: those without a peer send and receive nothing. Who meets whom are tensors,
-    so that a graph serves all turns with as many peers.
+    All ranks of `comm` must call it: those without a peer send and receive nothing. Who meets whom are
+    tensors, so that a graph serves all turns with as many peers.
 
     A caller that does x += alpha * (mean - own) keeps what encoding cuts off of x, and with it, where ranks
     meet symmetrically and weights are equal, the sum over all ranks: what one gains the other loses
@@ -152,8 +152,8 @@ def mean_with_peers(
         peers: how many ranks `send_to` has.
 
     Returns:
-        (own, mean), both of the values' shape and dtype. With weight 0, which nobody looks at, own is `values`.
-        Where neither this rank nor those it gets values from have any weight, mean is own.
+        (own, mean), both of the values' shape and dtype. With weight 0 nobody looks at this rank's
+        values and own is `values`. Where those it gets values from have no weight either, mean is own.
     """
     if comm.size == 1:
         return values, values

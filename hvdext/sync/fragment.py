@@ -46,7 +46,6 @@ class Fragment:
             self.outer = rule.new_optimizer()
             self.outer.build([variable for _, variable in self._stepped()])
         self.snapshot = graph_of(self.read)
-        self.displacement = graph_of(self._displacement)
         self.merge = graph_of(self._merge)
         self.after = graph_of(self._after)
         self.add = graph_of(lambda change: self._write(self.read() + change))
@@ -74,8 +73,9 @@ class Fragment:
         """The sum over each piece of `vector`: shape (size,) to (number of pieces,)."""
         return tf.stack([tf.reduce_sum(part) for part in tf.split(vector, self.sizes)])
 
-    def _displacement(self, start):
-        return start - self.read_centre()
+    def outgoing(self, start: tf.Tensor) -> tf.Tensor:
+        """What travels: the values, or where there is a centre how far they are from it."""
+        return start if self.centre is None else start - self.read_centre()
 
     def _merge(self, start, own, mean, takes_mean):
         """Without anything in between: training has waited, or starts again from here.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from hvdext.sync.background import Background
+from hvdext.background import Background
 from hvdext.sync.engine import Engine
 from hvdext.sync.transfer import Outcome
 
@@ -104,8 +104,7 @@ class StepwiseEngine(Engine):
 
     def _transferred(self, i: int, start: tf.Tensor, told: list[float]) -> Outcome:
         state = self.states[i]
-        values = start if state.fragment.centre is None else state.fragment.displacement(start)
-        return state.transfer.run(values, state.turns - 1, told)
+        return state.transfer.run(start, state.turns - 1, told)
 
     def _land(self, i):
         flight = self._in_flight.pop(i)

@@ -30,8 +30,8 @@ class Outcome:
     """What an exchange has brought.
 
     Attributes:
-        own: this rank's values as they arrived at others, of shape (size,).
-        mean: the mean of those that met, of shape (size,).
+        own: what this rank has sent, as it arrived at others, of shape (size,).
+        mean: the mean of what those that met have sent, of shape (size,).
         table: float64 of shape (ranks, 6): what each rank has told.
         ranks: the global ranks of the table's rows.
         place: this rank's row.
@@ -89,11 +89,11 @@ class Transfer:
             shapes = error_shapes(size, fragment.size, wire)
             self.errors = [tf.Variable(tf.zeros(shape), trainable=False) for shape in shapes]
 
-    def run(self, values: tf.Tensor, number: int, told: Sequence[float]) -> Outcome:
-        """Exchanges `values`; every rank that meets in this turn must call it.
+    def run(self, start: tf.Tensor, number: int, told: Sequence[float]) -> Outcome:
+        """Exchanges the fragment's values; every rank that meets in this turn must call it.
 
         Args:
-            values: of shape (fragment.size,).
+            start: the values, of shape (fragment.size,).
             number: of the fragment's turn, the same on all ranks.
             told: this rank's row but for FINITE: weight, step, overhead, stops, finished.
         """
@@ -103,7 +103,7 @@ class Transfer:
         row[[WEIGHT, STEP, OVERHEAD, STOPS, FINISHED]] = told
         seed = np.array([number, turn.comm.ranks[turn.comm.rank]], np.int32)
         sends, receives = _flags(turn, turn.send_to), _flags(turn, turn.receive_from)
-        results = self._function(turn)(values, tf.constant(row), tf.constant(seed), sends, receives)
+        results = self._function(turn)(start, tf.constant(row), tf.constant(seed), sends, receives)
         own, mean, table, squares, mean_square = results
         outcome = Outcome(
             own, mean, table.numpy(), turn.comm.ranks, turn.comm.rank, time.perf_counter() - begin
@@ -118,7 +118,8 @@ class Transfer:
             self._functions[key] = graph_of(functools.partial(self._exchange, turn.comm, key[1], key[2]))
         return self._functions[key]
 
-    def _exchange(self, comm, everyone, peers, values, row, seed, sends, receives):
+    def _exchange(self, comm, everyone, peers, start, row, seed, sends, receives):
+        values = self._fragment.outgoing(start)
         finite = tf.reduce_all(tf.math.is_finite(values))
         row = tf.tensor_scatter_nd_update(row, [[FINITE]], [tf.cast(finite, tf.float64)])
         table = comm.allgather(row[tf.newaxis], f"{self._name}.told")

@@ -35,8 +35,8 @@ class Wire:
     Float32's denormals, below 1.2e-38, may become zero, as may whole blocks of int8 below 1.5e-36 and of
     int4 below 8.3e-38.
 
-    Block-wise scales: Dettmers et al. 2021, arXiv:2110.02861. Stochastic rounding: Alistarh et al. 2017 (QSGD),
-    arXiv:1610.02132.
+    Block-wise scales: Dettmers et al. 2021, arXiv:2110.02861. Stochastic rounding: QSGD, Alistarh et al.
+    2017, arXiv:1610.02132.
 
     Args:
         format: "float32", "float16", "bfloat16", "int8" or "int4".
@@ -242,9 +242,9 @@ def _noise(shape, seed):
 
 def _joined(data, scale):
     """Rows of bytes: all blocks' `data`, then all their scales."""
-    data = tf.reshape(data, [-1, data.shape[1] * _size(data.shape[2:])])
+    data = tf.reshape(data, [-1, data.shape[1:].num_elements()])
     scales = tf.bitcast(scale, tf.uint8)
-    return tf.concat([data, tf.reshape(scales, [-1, scales.shape[1] * 4])], 1)
+    return tf.concat([data, tf.reshape(scales, [-1, scales.shape[1:].num_elements()])], 1)
 
 
 def _taken_apart(rows, blocks):
@@ -260,10 +260,6 @@ def _numbers(data, shape, dtype):
 def _with_leading(rows, model, length):
     """`rows`, of shape (k, length), with as many axes as `model` has."""
     return tf.reshape(rows, [length] if model.shape.rank == 1 else [-1, length])
-
-
-def _size(shape):
-    return shape.num_elements()
 
 
 def _byte(value):

@@ -98,7 +98,8 @@ def test_eager_calls_give_what_a_graph_gives():
 def _equal_values(comm, weights):
     values = (_vector(7, 3001) * 10 ** np.random.default_rng(8).uniform(-20, 20, 3001)).astype(np.float32)
     call = tf.function(
-        lambda v: mean_over_all(comm, v, tf.constant(weights), Wire("float32"), "hvdext.equal", [0, 0])[0]
+        lambda v: mean_over_all(comm, v, tf.constant(weights), Wire("float32"), "hvdext.equal", [0, 0])[0],
+        autograph=False,
     )
     return values, call(tf.constant(values)).numpy()
 
@@ -326,7 +327,7 @@ def _two_turns(comm, topology, wires, weights, broken=()):
 @pytest.mark.parametrize(
     ("topology", "weights", "wires"),
     [
-        (_pairs, [1.0, 2.0, 3.0, 0.5], ["float32", "bfloat16", "float16", "int8", "int4"]),
+        (_pairs, [1.0, 2.0, 3.0, 0.5], ["float32", "float16", "int4"]),
         (_ring, [1.0, 1.0, 4.0], ["float32", "int8"]),
         (_ring, [1.0, 2.0, 4.0, 1.0], ["int8 error_feedback"]),
         (_exponential, [2.0, 1.0, 1.0, 1.0], ["float32", "int4"]),

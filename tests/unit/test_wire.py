@@ -158,7 +158,7 @@ def test_wire_of():
         wire_of("flaot16")
     with pytest.raises(ValueError, match="Received: wire=8"):
         wire_of(8)
-    with pytest.raises(ValueError, match="`rounding` must be one of .*Did you mean 'stochastic'"):
+    with pytest.raises(ValueError, match=r"`rounding` must be one of .*Did you mean 'stochastic'"):
         Wire("int8", "stochastics")
     with pytest.raises(ValueError, match="'error_feedback' needs the format 'int8' or 'int4'"):
         Wire("float16", "error_feedback")
