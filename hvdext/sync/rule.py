@@ -135,6 +135,8 @@ class Outer(Rule):
         _require_in("alpha", alpha, 0 <= alpha <= 1, "[0, 1]")
         self.alpha = float(alpha)
         self._settings = keras.optimizers.serialize(optimizer)
+        # Keras numbers its optimizers: a rank that has made one more means the same.
+        self._settings["config"].pop("name", None)
 
     def new_optimizer(self) -> keras.optimizers.Optimizer:
         """A fresh copy of the outer optimizer."""

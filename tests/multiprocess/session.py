@@ -23,6 +23,7 @@ TABLES = (
     "collective_programs",
     "drop_in_programs",
     "sync_programs",
+    "strategy_programs",
     "consensus_programs",
     "warmup_programs",
     "runtime_programs",  # last: it begins a second job
