@@ -32,7 +32,8 @@ def plot(records: Records, path: Path, title: str) -> None:
     grid = figure.add_gridspec(2, 2)
     _divergence(figure.add_subplot(grid[0, 0]), records)
     _bytes(figure.add_subplot(grid[0, 1]), records)
-    _time(figure.add_subplot(grid[1, 0]), records)
+    time = figure.add_subplot(grid[1, 0])
+    _time(time, records)
     halves = grid[1, 1].subgridspec(2, 1)
     noise_scale = figure.add_subplot(halves[0])
     _noise_scale(noise_scale, records)
@@ -40,6 +41,8 @@ def plot(records: Records, path: Path, title: str) -> None:
     for axes in figure.axes:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+        if axes is not time and not records.staleness.x:  # not one exchange
+            axes.set_xlim(0, 1)
     figure.savefig(path, format="png", dpi=120)
 
 
@@ -59,8 +62,11 @@ def _divergence(axes, records):
     values = [*curve.y, *(y for layer in layers.values() for y in layer.y)]
     if values and min(values) > 0:
         _logarithmic(axes)
-    axes.margins(y=0.3)  # room for the names
-    axes.legend(fontsize="small", ncols=2)
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high * (high / low) ** 0.35)  # room for the names
+    else:
+        axes.set_ylim(0, 1.35 * max(values, default=0.0) or 1.0)
+    axes.legend(fontsize="small", ncols=2, loc="upper left")
 
 
 def _bytes(axes, records):
@@ -75,6 +81,8 @@ def _bytes(axes, records):
     axes.set(title=title, xlabel="step", ylabel="bytes so far")
     if sent.y and min(*sent.y, *synchronous.y) > 0:
         axes.set_yscale("log")
+    else:
+        axes.set_ylim(0, 1.1 * max([*sent.y, *synchronous.y], default=0.0) or 1000.0)
     axes.yaxis.set_major_formatter(EngFormatter("B"))
     axes.legend(fontsize="small", loc="lower right")
 
@@ -85,8 +93,7 @@ def _time(axes, records):
     epochs = range(1, len(records.epochs) + 1)
     for key, (label, colour) in _SHARES.items():
         shares = [100 * epoch[key] for epoch in records.epochs]
-        axes.plot(epochs, shares, color=colour, marker="o", markersize=3, label=label, clip_on=False)
-        axes.fill_between(epochs, shares, color=colour, alpha=0.15)
+        axes.plot(epochs, shares, color=colour, marker="o", markersize=3, label=label, clip_on=not shares)
     axes.set(title="Time spent on exchanges", xlabel="epoch", ylabel="share of the epoch's time")
     largest = max((100 * epoch[key] for epoch in records.epochs for key in _SHARES), default=0.0)
     axes.set_ylim(0, 1.3 * largest or 1.0)
@@ -111,7 +118,7 @@ def _staleness(axes, records):
     from matplotlib.ticker import MaxNLocator
 
     curve = records.staleness
-    axes.plot(curve.x, curve.y, color="tab:brown", marker="o", markersize=2, linewidth=1, clip_on=False)
+    axes.plot(curve.x, curve.y, color="tab:brown", marker="o", markersize=2, linewidth=1, clip_on=not curve.x)
     largest = max((y for y in curve.y if math.isfinite(y)), default=0.0)
     axes.set(xlabel="step", ylabel="staleness\n(steps)", ylim=(0, max(1.0, 1.1 * largest)))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))

@@ -71,6 +71,11 @@ def test_process_sets():
     assert "different models: 2" in lines
 
 
+def test_strategy():
+    lines = _lines_of("strategy.py", "--strategy", str(EXAMPLES / "strategies" / "diloco.yaml"))
+    assert _difference(lines) == "0.0"
+
+
 def test_gradient_accumulation():
     lines = _lines_of("gradient_accumulation.py")
     (small,) = _numbers(lines, r"4 micro-batches of 8: (\d+) exchanges")
@@ -131,3 +136,38 @@ def test_consensus():
     mean, common = _numbers(lines, r"mean of the ranks: (\S+); of their consensus: (\S+)")
     assert common > mean > 0.8
     assert _numbers(lines, r"were (\S+) away from it")[0] > 0.1
+
+
+def test_train_sync():
+    lines = _lines_of("train_sync.py", "--epochs", "3")
+    assert _difference(lines) == "0.0"
+    samples, steps = _numbers(lines, r"all: (\d+) samples in (\d+) steps; \d+ samples/s")
+    assert [samples, steps] == [3 * 44 * 32, 3 * 44]
+    fast, slow = (_numbers(lines, rf"^ +{rank} +\d+ +(\d+) ")[0] for rank in range(2))
+    assert fast == slow == 3 * 22
+    assert _numbers(lines, r"test accuracy (\S+)")[0] > 0.8
+
+
+def test_train_async():
+    lines = _lines_of("train_async.py", "--epochs", "3", "--slow-factor", "4")
+    assert _difference(lines) == "0.0"
+    samples, steps = _numbers(lines, r"all: (\d+) samples in (\d+) steps; \d+ samples/s")
+    assert [samples, steps] == [3 * 1437, 3 * 45]  # each sample once per epoch, over the ranks
+    fast, slow = (_numbers(lines, rf"^ +{rank} +\d+ +(\d+) ")[0] for rank in range(2))
+    assert fast > slow > 0
+    assert _numbers(lines, r"test accuracy (\S+)")[0] > 0.8
+
+
+def test_sync_monitor(tmp_path):
+    arguments = ["--epochs", "3", "--every", "4", "--delay", "1", "--output", str(tmp_path)]
+    lines = _lines_of("sync_monitor.py", *arguments)
+    assert _difference(lines) == "0.0"
+    table = [line.split() for line in lines if re.match(r" +\d+ +\d", line)]
+    assert [int(row[0]) for row in table] == [1, 2, 3]
+    for _, distance, _, noise, sent, _, saved, _ in table:
+        assert float(distance) > 0
+        assert float(noise) > 0 or noise == "nan"
+        assert float(saved) > 2 * float(sent) > 0  # an exchange every fourth step
+    assert (tmp_path / "sync.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    assert "sync/divergence/" in (tmp_path / "epochs.csv").read_text()
