@@ -8,6 +8,7 @@ adds to its weights after its current step; nothing that was learned in between 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 
@@ -44,10 +45,11 @@ class AsynchronousEngine(Engine):
 
     def start(self) -> None:
         """Begins to exchange; every rank must call it."""
+        self._end_abandoned_thread()
+        self._is_finished = self._wants_stop = self.stop_requested = False
+        self._steps_at_arrival = self.trained.steps
         # A resumed run: no rank was saved at the same turn as another.
         self._turn = max(self.comm.allgather_object(self._turn, "hvdext.sync.turn"))
-        for state in self.states:
-            state.turns = self._turn
         self.share_centres()
         self._thread = Background("hvdext.sync")
         self._done = self._thread.submit(self._exchange_until_all_have_finished)
@@ -55,6 +57,12 @@ class AsynchronousEngine(Engine):
     def request_stop(self) -> None:
         """Asks all ranks to end their training; each finds `stop_requested` true after some exchange."""
         self._wants_stop = True
+
+    def abandon(self):
+        """As in `Engine`."""
+        self._is_finished = True
+        self._changes = [None] * len(self.states)
+        self._cures = [None] * len(self.states)
 
     def step(self, steps, samples):
         """As in `Engine`."""
@@ -71,7 +79,7 @@ class AsynchronousEngine(Engine):
     def end_epoch(self):
         """Nothing: the exchanges go on."""
 
-    def end(self):
+    def land(self):
         """As in `Engine`."""
         if self._done is None or self._thread is None:
             return
@@ -100,6 +108,15 @@ class AsynchronousEngine(Engine):
 
     # -- on training's side ------------------------------------------------------------------------------
 
+    def _end_abandoned_thread(self):
+        """Of a training that has failed: it ends once all ranks have come here."""
+        if self._done is not None and self._thread is not None:
+            self._is_finished = True
+            with contextlib.suppress(Exception):
+                self._done.result()
+            self._thread.stop()
+            self._done = None
+
     def _raise_failure(self):
         if self._done is not None and self._done.done():
             self._done.result()
@@ -112,6 +129,7 @@ class AsynchronousEngine(Engine):
             for state, change, cure in zip(self.states, self._changes, self._cures, strict=True):
                 if cure is not None:
                     state.fragment.put(cure)
+                    self._cure_optimizer()
                 elif change is not None:
                     state.fragment.add(change)
             self._changes = [None] * len(self.states)
@@ -125,6 +143,8 @@ class AsynchronousEngine(Engine):
         with self._changed:
             while not self._changed.wait_for(lambda: self._arrived > before, _LOOK):
                 self._raise_failure()
+                if self._done is None or self._done.done():
+                    break
         self.totals.waited += time.perf_counter() - begin
         self._take_up(blocking=True)
 
@@ -135,11 +155,12 @@ class AsynchronousEngine(Engine):
         while not all_have_finished:
             i = self._turn % len(self.states)
             state = self.states[i]
-            state.turns = self._turn + 1
+            number = self._turn // len(self.states)
+            state.turns = number + 1
             self._steps_at_start = step = self.trained.steps
             start = self._snapshot(i)
             told = [self._weight(state), step, 0, self._wants_stop, self._is_finished]
-            outcome = state.transfer.run(start, self._turn, told)
+            outcome = state.transfer.run(start, number, told)
             self._check_finite(i, outcome, start)
             self._book(i, outcome, start, step)
             self.stop_requested = self.stop_requested or bool(np.any(outcome.table[:, 4]))

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from hvdext.comm import Communicator
+from hvdext.optimizer import innermost
 from hvdext.sync.fragment import Fragment
 from hvdext.sync.settings import Settings
 from hvdext.sync.transfer import OVERHEAD, Outcome, Transfer
@@ -82,6 +84,7 @@ class Engine:
         comm: the ranks that take part.
         measures: whether the ranks' distances are measured.
         told: called with an `Exchanged` after each merge.
+        optimizer: what this rank trains with, if known.
     """
 
     def __init__(
@@ -92,8 +95,11 @@ class Engine:
         comm: Communicator,
         measures: bool,
         told: Callable[[Exchanged], None],
+        optimizer: keras.optimizers.Optimizer | None = None,
     ):
         self.settings = settings
+        self._name = name
+        self._optimizer = optimizer
         self.comm = comm
         self.trained = Trained()
         self.totals = Totals()
@@ -124,13 +130,21 @@ class Engine:
         """An epoch has ended."""
         raise NotImplementedError
 
+    def land(self) -> None:
+        """Finishes the exchanges on their way."""
+        raise NotImplementedError
+
     def end(self) -> None:
-        """Training has ended: finishes all exchanges."""
+        """Training has ended, and everything has landed: makes the exchanges that are due at the end."""
+
+    def abandon(self) -> None:
+        """Forgets the exchanges on their way: the training that they belong to has failed."""
         raise NotImplementedError
 
     def state(self) -> dict[str, np.ndarray]:
         """What a resumed run needs to go on as this one would."""
         found = {
+            "settings": np.frombuffer(repr(self.settings.facts()).encode(), np.uint8),
             "trained": np.array([self.trained.steps, self.trained.samples]),
             "schedule": np.array(self.schedule.state(), np.int64),
         }
@@ -146,19 +160,33 @@ class Engine:
         Raises:
             ValueError: if it is the state of other fragments.
         """
+        settings = found["settings"].tobytes().decode()
+        if settings != repr(self.settings.facts()):
+            raise ValueError(
+                "The checkpoint must have been written with the same sync settings, "
+                f"{self.settings.facts()}. Received: {settings}."
+            )
+        values = {}
+        for i, state in enumerate(self.states):
+            for name, variable in _variables(state).items():
+                value = found.get(f"{name}_{i}")
+                if value is None and name.startswith("centre") and not self.settings.keeps_centre:
+                    continue  # kept for measurements only: these begin anew
+                if value is None or value.shape != tuple(variable.shape):
+                    received = "nothing" if value is None else f"shape {value.shape}"
+                    raise ValueError(
+                        "The checkpoint must have been written for the same model and number of ranks. "
+                        f"Received: {received} for {name}_{i} of shape {tuple(variable.shape)}."
+                    )
+                values[name, i] = value
         self.trained = Trained(*map(int, found["trained"]))
         self.schedule.restore(map(int, found["schedule"]))
         for i, state in enumerate(self.states):
             state.turns, *counted = map(int, found[f"turns_{i}"])
             state.counted = Trained(*counted)
             for name, variable in _variables(state).items():
-                value = found[f"{name}_{i}"]
-                if value.shape != tuple(variable.shape):
-                    raise ValueError(
-                        "The checkpoint must have been written with the same sync settings. Received: "
-                        f"{name} of shape {value.shape} for {tuple(variable.shape)}."
-                    )
-                variable.assign(value)
+                if (name, i) in values:
+                    variable.assign(values[name, i])
 
     # -- parts of an exchange --------------------------------------------------------------------------
 
@@ -186,7 +214,7 @@ class Engine:
         state = self.states[i]
         mine = state.fragment.labels_of(~np.isfinite(start.numpy())) if outcome.takes_mean else []
         meeting = self.settings.whom.turn(self.comm, state.turns - 1).comm
-        everyone = meeting.allgather_object(mine, f"hvdext.sync.nonfinite.{i}")
+        everyone = meeting.allgather_object(mine, f"hvdext.sync.{self._name}.{i}.nonfinite")
         found = {
             rank: labels for rank, labels in zip(outcome.ranks, everyone, strict=True) if rank in failing
         }
@@ -197,6 +225,23 @@ class Engine:
             + "\n  ".join(lines)
         )
 
+    def _cure_optimizer(self) -> None:
+        """Clears what is not finite from the slots of a rank that has taken the others' mean.
+
+        With moments that are not finite its next step would spoil the weights again.
+        """
+        if self._optimizer is None:
+            return
+        for variable in innermost(self._optimizer).variables:
+            value = tf.convert_to_tensor(variable)
+            if value.dtype.is_floating and not bool(tf.reduce_all(tf.math.is_finite(value))):
+                variable.assign(tf.where(tf.math.is_finite(value), value, tf.zeros_like(value)))
+
+    def _agreed(self, measured: float) -> float:
+        """The largest of all ranks' measurements: not all of them have met in this turn."""
+        mine = tf.constant([measured], tf.float64)
+        return float(np.max(self.comm.allgather(mine, f"hvdext.sync.{self._name}.measured").numpy()))
+
     def _merged(self, i: int, outcome: Outcome, step: int, waited: float, mean_norm: float | None) -> None:
         """Keeps the books after a merge."""
         self.totals.exchanges += 1
@@ -204,9 +249,9 @@ class Engine:
         self.totals.overlapped += max(0.0, outcome.seconds - waited)
         measure = self.settings.when.measures
         if measure == "overhead":
-            self.schedule.learn(step, float(np.max(outcome.table[:, OVERHEAD])))
+            self.schedule.learn(step, self._agreed(float(np.max(outcome.table[:, OVERHEAD]))))
         elif measure == "divergence":
-            self.schedule.learn(step, divergence(outcome, mean_norm))
+            self.schedule.learn(step, self._agreed(divergence(outcome, mean_norm)))
         labels = [piece.label for piece in self.states[i].fragment.pieces]
         staleness = self.trained.steps - step
         self._told(Exchanged(i, labels, step, staleness, outcome.seconds, waited, outcome))

@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from hvdext import agreement
 from hvdext.arguments import suggests_keywords
 from hvdext.comm import current
-from hvdext.optimizer import build
+from hvdext.optimizer import build, hook_of, innermost
 from hvdext.sync.asynchronous import AsynchronousEngine
 from hvdext.sync.attachment import attach, attached, detach
 from hvdext.sync.digest import digest
@@ -97,16 +98,28 @@ class ParameterSync(keras.callbacks.Callback):
         self._samples_before = 0
         self._batch = -1
         self._has_ended = True
+        self._has_started = True
         self._listeners: list[Callable[[Exchanged], None]] = []
         self._measures = self.settings.when.measures == "divergence"
 
     # -- for loops of your own -------------------------------------------------------------------------
 
     def attach(self, model: keras.Model) -> None:
-        """Makes this sync's state a part of `model`'s checkpoints, to be loaded before training begins."""
+        """Makes this sync's state a part of `model`'s checkpoints, to be loaded before training begins.
+
+        Raises:
+            ValueError: if another sync of this name is attached already.
+        """
+        if self._engine_for is not None and self._engine_for[0] is not model:
+            self._engine = self._engine_for = self._loaded = None
+        others = [sync for sync in attached(model) if sync is not self]
+        if self._name is not None and self._name in [other._name for other in others]:
+            raise ValueError(
+                f"`name` must differ between the syncs of one model. Received: name={self._name!r} twice."
+            )
         if self not in attached(model):
             attach(model, self)
-            name = self._name or str(len(attached(model)) - 1)
+            name = self._name or str(len(others))
             setattr(model, f"_hvdext_sync_{name}", SavedState(self._state, self._restore))
 
     def begin(self, model: keras.Model, optimizer: keras.optimizers.Optimizer | None = None) -> None:
@@ -118,6 +131,10 @@ class ParameterSync(keras.callbacks.Callback):
             model: a built model.
             optimizer: whose slots may be exchanged; default: the one the model is compiled with.
         """
+        self._prepare(model, optimizer)
+        self._start(0)
+
+    def _prepare(self, model, optimizer):
         comm = self.settings.members(current())
         self.attach(model)
         self._has_ended = False
@@ -125,25 +142,41 @@ class ParameterSync(keras.callbacks.Callback):
         problem, fragments = None, []
         try:
             fragments = self._fragments(comm, model, optimizer)
-        except ValueError as error:
-            problem = str(error)
-        agreement.check(comm, "hvd.callbacks.ParameterSync", self._facts(model, fragments, problem), problem)
-        if self._engine is None and self._loaded is None:
-            _warn_unless_alike(comm, [piece.variable for pieces in fragments for piece in pieces])
-        made_for = (model, current().ledger, self._measures)
-        if self._engine is None or self._engine_for != made_for:
-            kind = AsynchronousEngine if self.is_asynchronous else StepwiseEngine
-            name = self._name or str(attached(model).index(self))
-            self._engine = kind(name, self.settings, fragments, comm, self._measures, self._tell)
-            self._engine_for = made_for
-            self._engine.share_centres()
+        except Exception as error:  # a user's predicate may raise anything
+            problem = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        pieces = [(id(p.variable), p.start, p.stop) for pieces in fragments for p in pieces]
+        made_for = (model, current().ledger, pieces, self._measures)
+        agreement.check(comm, "hvd.callbacks.ParameterSync", self._facts(fragments, made_for), problem)
+        _warn_unless_alike(
+            comm,
+            [piece.variable for pieces in fragments for piece in pieces],
+            self._engine is None and self._loaded is None,
+        )
+        if self._engine is not None and self._engine_for == made_for:
+            return
+        if self._engine_for is not None and self._engine_for[:3] == made_for[:3]:
+            self._loaded = self._state()  # only what is measured has changed
+        kind = AsynchronousEngine if self.is_asynchronous else StepwiseEngine
+        name = self._name or str(attached(model).index(self))
+        self._engine = kind(name, self.settings, fragments, comm, self._measures, self._tell, optimizer)
+        self._engine_for = made_for
+        self._engine.share_centres()
+
+    def _start(self, epoch):
+        """Takes up what has been loaded, if all ranks have loaded the same point of training."""
+        engine = self._running()
+        problem = None
         if self._loaded is not None:
-            self._restore(self._loaded)
-        if isinstance(self._engine, AsynchronousEngine):
-            self._engine.start()
-        else:
-            steps = self._engine.trained.steps
-            agreement.check(comm, "hvd.callbacks.ParameterSync", {"steps trained so far": steps})
+            try:
+                self._restore(self._loaded)
+            except ValueError as error:
+                problem = str(error)
+        facts: dict[str, object] = {}
+        if not self.is_asynchronous:
+            facts |= {"steps trained so far": engine.trained.steps, "epoch": epoch}
+        agreement.check(engine.comm, "hvd.callbacks.ParameterSync", facts, problem)
+        if isinstance(engine, AsynchronousEngine):
+            engine.start()
 
     def step(self, steps: int = 1, samples: int = 0) -> None:
         """Call it after each training step; starts and merges what is due.
@@ -152,17 +185,34 @@ class ParameterSync(keras.callbacks.Callback):
             steps: how many have been made since the last call.
             samples: on how many samples, where the rule weighs by them.
         """
+        _require_eager("step")
         self._running().step(steps, samples)
 
     def end_epoch(self) -> None:
         """Call it after each epoch."""
+        _require_eager("end_epoch")
         self._running().end_epoch()
 
     def end(self) -> None:
         """Finishes what is on its way; every rank must call it. A second call does nothing."""
-        if not self._has_ended:
-            self._has_ended = True
-            self._running().end()
+        if self._has_ended:
+            return
+        _require_eager("end")
+        self._start_once()
+        self._has_ended = True
+        engine = self._running()
+        engine.land()
+        optimizer = innermost(self.model.optimizer) if self.model is not None else None
+        if optimizer is not None and getattr(optimizer, "use_ema", False):
+            # Keras has put the averages in the weights' place; what has landed since came on top.
+            optimizer.finalize_variable_values(self.model.trainable_weights)
+        engine.end()
+
+    def abandon(self) -> None:
+        """Forgets a training that has failed: exchanges on their way are not merged."""
+        self._has_ended = True
+        if self._engine is not None:
+            self._engine.abandon()
 
     # -- what it has done ------------------------------------------------------------------------------
 
@@ -214,6 +264,10 @@ class ParameterSync(keras.callbacks.Callback):
     # -- Keras' hooks ----------------------------------------------------------------------------------
 
     def set_model(self, model):
+        for sync in [self, *attached(model)]:
+            if not sync._has_ended:
+                sync.abandon()
+                sync._let_go()
         self._let_go()
         super().set_model(model)
         self.attach(model)
@@ -225,13 +279,24 @@ class ParameterSync(keras.callbacks.Callback):
         optimizer = self.model.optimizer
         if is_built(self.model):
             build(optimizer, self.model.trainable_variables)
-        self.begin(self.model, optimizer)
+        self._prepare(self.model, optimizer)
+        self._has_started = False
         self._samples_before = self._counter.total() if self._counter else 0
 
     def on_epoch_begin(self, epoch, logs=None):
+        # Only now, as a BackupAndRestore may have loaded weights when training began, after this callback.
+        self._start_once(epoch)
         self._batch = -1
 
+    def _start_once(self, epoch=None):
+        if not self._has_started:
+            self._has_started = True
+            self._start(epoch)
+
     def on_train_batch_end(self, batch, logs=None):
+        known = (self.params or {}).get("steps")
+        if known is not None:  # with steps_per_execution Keras counts the last call as if it were full
+            batch = min(batch, known - 1)
         steps, self._batch = batch - self._batch, batch
         samples = 0
         if self._counter is not None:
@@ -263,10 +328,17 @@ class ParameterSync(keras.callbacks.Callback):
                 f"Received: the unbuilt {model.name!r}."
             )
         self.settings.whom.check(comm)
+        hook = hook_of(optimizer) if optimizer is not None else None
+        if hook is not None and hook.expects_uneven_batches and not self.is_asynchronous:
+            raise ValueError(
+                "`ParameterSync` needs ranks that train equally many steps, unless when=Always(). "
+                "Received: an optimizer with hvd.callbacks.UnevenBatches."
+            )
         return self.settings.what.fragments(model, optimizer)
 
-    def _facts(self, model, fragments, problem):
+    def _facts(self, fragments, made_for):
         facts = self.settings.facts() | {"name": self._name, "measures": self._measures}
+        facts["goes on from an earlier training"] = self._engine_for == made_for
         for i, pieces in enumerate(fragments):
             facts[f"fragment {i}"] = [(piece.label, piece.shape) for piece in pieces]
         if not self.is_asynchronous:
@@ -296,9 +368,18 @@ class ParameterSync(keras.callbacks.Callback):
             self._loaded = None
 
 
-def _warn_unless_alike(comm, variables):
-    digests = comm.allgather_object(digest(variables), "hvdext.sync.digest")
-    if comm.rank == 0 and len(set(digests)) > 1:
+def _require_eager(method):
+    if not tf.executing_eagerly():
+        raise RuntimeError(
+            f"`sync.{method}` must be called outside of tf.function, after the step: within it only "
+            "runs while TensorFlow traces it."
+        )
+
+
+def _warn_unless_alike(comm, variables, is_fresh):
+    """Every rank calls it, also one that goes on from a checkpoint."""
+    digests = comm.allgather_object(digest(variables) if is_fresh else None, "hvdext.sync.digest")
+    if comm.rank == 0 and None not in digests and len(set(digests)) > 1:
         warnings.warn(
             "The ranks start from different weights. Put hvd.callbacks.BroadcastGlobalVariablesCallback(0) "
             "or hvd.callbacks.WarmupPerturbation before ParameterSync, unless that is what you want.",

@@ -21,6 +21,7 @@ class _InFlight:
     start: tf.Tensor
     step: int
     told: list[float]
+    errors: list[np.ndarray]  # what the wire had cut off before
     future: Future
 
 
@@ -52,10 +53,18 @@ class StepwiseEngine(Engine):
         for i in self.schedule.due_at_epoch_end():
             self._exchange(i)
 
-    def end(self):
+    def land(self):
         """As in `Engine`."""
         for i in list(self._in_flight):
             self._land(i)
+
+    def abandon(self):
+        """As in `Engine`."""
+        self._in_flight.clear()
+
+    def end(self):
+        """As in `Engine`."""
+        self.land()
         for i in self.schedule.due_at_end():
             self._exchange(i)
         if self._background is not None:
@@ -68,6 +77,8 @@ class StepwiseEngine(Engine):
         for i, flight in self._in_flight.items():
             found[f"start_{i}"] = flight.start.numpy()
             found[f"flight_{i}"] = np.array([flight.step, *flight.told])
+            for j, error in enumerate(flight.errors):
+                found[f"error_{j}_of_{i}"] = error
         return found
 
     def restore(self, found):
@@ -99,8 +110,9 @@ class StepwiseEngine(Engine):
     def _take_off(self, i, start, step, told):
         if self._background is None:
             self._background = Background("hvdext.sync")
+        errors = [error.numpy() for error in self.states[i].transfer.errors]
         future = self._background.submit(self._transferred, i, start, told)
-        self._in_flight[i] = _InFlight(start, step, told, future)
+        self._in_flight[i] = _InFlight(start, step, told, errors, future)
 
     def _transferred(self, i: int, start: tf.Tensor, told: list[float]) -> Outcome:
         state = self.states[i]
@@ -120,6 +132,8 @@ class StepwiseEngine(Engine):
             centre = 0.0 if fragment.centre is None else fragment.read_centre()
             mean_norm = float(tf.norm(centre + outcome.mean))
         fragment.merge(start, outcome.own, outcome.mean, tf.constant(outcome.takes_mean))
+        if outcome.takes_mean:
+            self._cure_optimizer()
         waited = time.perf_counter() - begin
         self._last_exchange = (self._last_exchange[0], self._last_exchange[1] + waited)
         self._merged(i, outcome, step, waited, mean_norm)

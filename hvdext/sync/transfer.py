@@ -124,7 +124,7 @@ class Transfer:
         row = tf.tensor_scatter_nd_update(row, [[FINITE]], [tf.cast(finite, tf.float64)])
         table = comm.allgather(row[tf.newaxis], f"{self._name}.told")
         weights = _weights(table)
-        values = tf.where(finite, values, tf.zeros_like(values))
+        brought, values = values, tf.where(finite, values, tf.zeros_like(values))
         if everyone:
             errors = tuple(self.errors) or None
             mean, after = mean_over_all(
@@ -137,6 +137,9 @@ class Transfer:
             own, mean = mean_with_peers(
                 comm, values, weights, sends, receives, self._wire, f"{self._name}.values", seed, peers
             )
+            # Values that are not finite stay so, to be seen, where no peer has any to help out with.
+            helped = tf.reduce_any((receives > 0) & (weights > 0))
+            mean = tf.where(finite | helped, mean, brought)
         if not self._measures:
             nothing = tf.constant(0.0, tf.float64)
             return own, mean, table, nothing, nothing

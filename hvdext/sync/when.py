@@ -302,7 +302,7 @@ class _AdaptiveSchedule(Schedule):
         self._last = 0  # the step of the latest turn
 
     def due(self, before, now):
-        if now < self._last + max(1, self.interval // self._fragments):
+        if now < self._last + max(1, round(self.interval / self._fragments)):
             return []
         self._last = now
         self._turns += 1

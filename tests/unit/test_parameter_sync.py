@@ -5,6 +5,7 @@ import threading
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import hvdext as hvd
 from hvdext.comm import SoloComm, use
@@ -438,3 +439,129 @@ def test_unequal_starts_are_mentioned():
 
     with pytest.warns(UserWarning, match="start from different weights"):
         run_ranks(2, rank)
+
+
+# -- more than one training ----------------------------------------------------------------------------
+
+
+def test_a_second_asynchronous_fit_exchanges_again():
+    def rank(comm):
+        model = small_model()
+        sync = hvd.sync.AsyncGossip(max_staleness=1)
+        counts = []
+        for _ in range(2):
+            fit(model, data(), [sync], 8, epochs=2)
+            counts.append(sync.totals.exchanges)
+        return counts
+
+    for first, both in run_ranks(2, rank):
+        assert both >= first + 4
+
+
+def test_a_training_that_failed_leaves_nothing_in_flight():
+    """Its exchange would put weights of long ago into the next training's."""
+
+    def rank(comm):
+        model = small_model()
+        fail = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: 1 // (3 - batch))
+        with pytest.raises(ZeroDivisionError):
+            fit(model, data(), [hvd.sync.StreamingDiLoCo(4, 1, delay=3, wire="float32"), fail], 4)
+        model.set_weights([np.full_like(w, 50) for w in model.get_weights()])
+        ending = hvd.callbacks.ConsensusAveraging(verbose=0)
+        return fit(model, data(), [hvd.sync.LocalSGD(2), ending], 4, keras.optimizers.SGD(0.0), epochs=1)
+
+    for found in run_ranks(2, rank):
+        for weight in found:
+            np.testing.assert_array_equal(weight, np.full_like(weight, 50))
+
+
+def test_monitoring_a_sync_later_keeps_its_state():
+    def rank(comm):
+        model = small_model()
+        sync = hvd.sync.DiLoCo(4)
+        fit(model, data(), [sync], 8, epochs=1)
+        before = sync._engine.states[0].fragment.outer.variables[-1].numpy()
+        sync.listen(lambda exchanged: None, measures=True)
+        sync._prepare(model, None)
+        sync._start(0)
+        return sync.steps, before, sync._engine.states[0].fragment.outer.variables[-1].numpy()
+
+    for steps, before, after in run_ranks(2, rank):
+        assert steps == 4
+        assert np.any(before != 0)
+        np.testing.assert_array_equal(before, after)
+
+
+def test_checkpoints_of_other_settings_are_refused_by_all(tmp_path):
+    def rank(comm):
+        model = small_model()
+        sync = hvd.sync.LocalSGD(2)
+        sync.begin(model)
+        model.save_weights(tmp_path / f"{comm.rank}.weights.h5")
+        model = small_model()
+        sync = hvd.sync.LocalSGD(2, wire="int8")
+        sync.attach(model)
+        model.load_weights(tmp_path / f"{comm.rank}.weights.h5")
+        with pytest.raises(ValueError, match="written with the same sync settings"):
+            sync.begin(model)
+
+    run_ranks(2, rank)
+
+
+def test_ranks_that_resume_at_different_steps_are_refused(tmp_path):
+    def rank(comm):
+        model = small_model()
+        sync = hvd.sync.LocalSGD(4)
+        sync.begin(model)
+        for _ in range(2):
+            sync.step()
+            if comm.rank == 0:
+                model.save_weights(tmp_path / "0.weights.h5")
+        model = small_model()
+        sync = hvd.sync.LocalSGD(4)
+        sync.attach(model)
+        if comm.rank == 0:  # the other one was killed before it could save
+            model.load_weights(tmp_path / "0.weights.h5")
+        with pytest.raises(ValueError, match="steps trained so far: rank 0: 2; rank 1: 0"):
+            sync.begin(model)
+
+    run_ranks(2, rank)
+
+
+def test_weights_that_no_peer_can_help_stay_as_they_are():
+    def rank(comm):
+        model = small_model()
+        sync = hvd.sync.LocalSGD(1, whom=hvd.sync.Exponential(), on_nonfinite="skip_rank")
+        sync.begin(model)
+        if comm.rank in (0, 1):  # rank 1 hears of rank 0 only in the first turn
+            model.layers[1].bias.assign([np.nan])
+        sync.step()
+        first = model.layers[1].bias.numpy().item()
+        sync.step()
+        return first, model.layers[1].bias.numpy().item()
+
+    found = run_ranks(4, rank)
+    assert np.isnan(found[1][0])
+    assert not np.isnan(found[1][1])
+
+
+def test_averaged_weights_of_the_optimizer_are_the_last_word():
+    def rank(comm):
+        model = small_model()
+        optimizer = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.5)
+        sync = hvd.sync.StreamingDiLoCo(4, 1, delay=3, wire="float32")
+        found = fit(model, [a[:24] for a in data()], [sync], 4, optimizer, epochs=1)
+        averages = [v.numpy() for v in optimizer._model_variables_moving_average]
+        return found, averages
+
+    for found, averages in run_ranks(2, rank):
+        for a, b in zip(found, averages, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_step_within_a_graph_is_refused():
+    with use(SoloComm()):
+        sync = hvd.sync.LocalSGD(1)
+        sync.begin(small_model())
+        with pytest.raises(RuntimeError, match=r"outside of tf\.function"):
+            tf.function(sync.step, autograph=False)()
