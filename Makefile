@@ -17,8 +17,10 @@ help:
 demo: engine
 	TF_CPP_MIN_LOG_LEVEL=3 horovodrun -np 4 python examples/train.py
 
+# Tests with threads share the cores; those that start ranks have them for themselves.
 test: lint engine
-	python -m pytest
+	python -m pytest -m "not multiprocess" --numprocesses 2
+	python -m pytest -m multiprocess
 
 lint: $(INSTALLED)
 	ruff check .

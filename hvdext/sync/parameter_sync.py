@@ -371,8 +371,8 @@ class ParameterSync(keras.callbacks.Callback):
 def _require_eager(method):
     if not tf.executing_eagerly():
         raise RuntimeError(
-            f"`sync.{method}` must be called outside of tf.function, after the step: within it only "
-            "runs while TensorFlow traces it."
+            f"`sync.{method}` must be called outside of tf.function, after the step: within, it would run "
+            "but once, while TensorFlow traces it."
         )
 
 

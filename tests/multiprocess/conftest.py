@@ -19,7 +19,7 @@ def sessions():
 
     def session(size):
         if size not in ended:
-            ended[size] = launch(size, "session:on_ranks", timeout=360)
+            ended[size] = launch(size, "session:on_ranks", timeout=900)
         assert ended[size].exit_code == 0, ended[size].output
         return ended[size].ranks
 
