@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hvdext.arguments import suggests_keywords
+
 _NAME = "_hvdext_syncs"
 
 
@@ -26,6 +28,7 @@ def detach(model, sync) -> None:
         getattr(model, _NAME).found.remove(sync)
 
 
+@suggests_keywords
 def attached(model) -> list:
     """The objects attached to `model`, in the order in which they came."""
     return list(getattr(model, _NAME).found) if hasattr(model, _NAME) else []
