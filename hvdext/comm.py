@@ -318,7 +318,11 @@ class Communicator(abc.ABC):
         with self._functions_lock:
             if key not in self._functions:
                 self._functions[key] = tf.function(call, reduce_retracing=True, autograph=False)
-        return self._functions[key](tensors)
+        try:
+            return self._functions[key](tensors)
+        except tf.errors.OpError:
+            self._entry(name).give_up()
+            raise
 
 
 class SoloComm(Communicator):

@@ -57,6 +57,10 @@ class Entry:
             self.sent.assign_add(tf.cast(sent, tf.int64), read_value=False)
             self.finished.assign_add(1, read_value=False)
 
+    def give_up(self) -> None:
+        """Marks the end of a collective that has failed: nobody waits in it any more."""
+        self.finished.assign(self.started)
+
 
 class Ledger:
     """All entries of one process. Safe to read from any thread.

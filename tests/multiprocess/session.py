@@ -20,12 +20,12 @@ TABLES = (
     "refusal_programs",
     "elastic_programs",
     "uneven_programs",
-    "collective_programs",
-    "drop_in_programs",
     "sync_programs",
     "strategy_programs",
     "consensus_programs",
     "warmup_programs",
+    "collective_programs",
+    "drop_in_programs",
     "runtime_programs",  # last: it begins a second job
 )
 
