@@ -17,15 +17,15 @@ random.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import venv
 from pathlib import Path
+
+from measuring import result_of
 
 HERE = Path(__file__).resolve().parent
 WORKER = HERE / "gradient_exchange_worker.py"
@@ -120,20 +120,8 @@ def launcher(python, ranks):
 
 def run(command, stack, options):
     """Runs the worker and returns what its rank 0 measured."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
-        arguments = ["--stack", stack, "--rounds", str(options.rounds), "--steps", str(options.steps)]
-        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-        finished = subprocess.run(
-            [*command, str(WORKER), *arguments, "--result", str(result)],
-            env=environment,
-            timeout=DEADLINE,
-            capture_output=True,
-            text=True,
-        )
-        if finished.returncode:
-            sys.exit(f"{' '.join(command)} failed:\n{finished.stdout}{finished.stderr}")
-        return json.loads(result.read_text())
+    arguments = ["--stack", stack, "--rounds", str(options.rounds), "--steps", str(options.steps)]
+    return result_of([*command, str(WORKER), *arguments, "--result"], DEADLINE)
 
 
 def stock_python():

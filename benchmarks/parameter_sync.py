@@ -32,18 +32,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shlex
 import signal
 import statistics
-import subprocess
 import sys
-import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
 from capped_link import capped_link, measured_rate, unavailable
+from measuring import result_of
 
 HERE = Path(__file__).resolve().parent
 WORKER = HERE / "parameter_sync_worker.py"
@@ -258,18 +256,7 @@ def launch(measure, job, inside=()):
     command = [*inside, str(python.with_name("horovodrun")), "-np", str(RANKS)]
     if inside:
         command += ["--network-interfaces", "lo"]
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
-        finished = subprocess.run(
-            [*command, str(python), str(WORKER), measure, json.dumps(job), str(result)],
-            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
-            timeout=DEADLINE,
-            capture_output=True,
-            text=True,
-        )
-        if finished.returncode:
-            sys.exit(f"{shlex.join(command)} failed:\n{finished.stdout}{finished.stderr}")
-        return json.loads(result.read_text())
+    return result_of([*command, str(python), str(WORKER), measure, json.dumps(job)], DEADLINE)
 
 
 def print_table(rows):

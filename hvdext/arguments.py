@@ -15,11 +15,15 @@ _OTHERS = "_hvdext_other_names"
 def suggests_keywords(function: F) -> F:
     """Makes `function` (or a class's `__init__`) answer an unknown keyword with the nearest valid one.
 
-    The signature stays visible to `inspect.signature`.
+    The signature stays visible to `inspect.signature`. Of a class, such as a dataclass, it decorates the
+    `__init__`.
 
     Raises:
         TypeError: from the decorated function, if it is called with a keyword that it does not have.
     """
+    if inspect.isclass(function):
+        function.__init__ = suggests_keywords(function.__init__)  # type: ignore[method-assign]
+        return function
     parameters = inspect.signature(function).parameters
     keywords = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     keywords = [name for name in keywords if name != "self"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import warnings
-import weakref
 
 import keras
 import tensorflow as tf
 
 from hvdext import agreement
 from hvdext.arguments import suggests_keywords
+from hvdext.callbacks.once import Once
 from hvdext.comm import current
 from hvdext.optimizer import build, exchanges, hook_of
 from hvdext.selection import identity_of
@@ -44,8 +44,7 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
     def __init__(self, root_rank: int, device: str = "", local_variables=None):
         super().__init__()
         self._root_rank = root_rank
-        self._done_for: weakref.ref = weakref.ref(self)  # the model that has been broadcast
-        self._done_among: weakref.ref = weakref.ref(self)  # the ranks it was, by their ledger
+        self._once = Once()
         self._local: set[int] = set()
         del device
         if local_variables is None:
@@ -106,12 +105,10 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
         build(self.model.optimizer, self.model.trainable_variables)
         shared = [v for v in model_variables(self.model) if identity_of(v) not in self._local]
         broadcast_variables(shared, self._root_rank)
-        self._done_for = weakref.ref(self.model)
-        self._done_among = weakref.ref(current().ledger)
+        self._once.note(self.model, current())
 
     def _is_done(self):
-        # After a restart of the engine there may be ranks that have not been there.
-        return self._done_for() is self.model and self._done_among() is current().ledger
+        return self._once.is_done(self.model, current())
 
 
 def _call_on_zeros(model, data):

@@ -22,7 +22,6 @@ from hvdext.sync.parameter_sync import ParameterSync
 from hvdext.sync.plotting import plot
 from hvdext.sync.records import Records, layer_of
 from hvdext.sync.samples import SampleCounter
-from hvdext.sync.what import Piece
 
 _OF_EPOCHS = ("share_waiting", "share_overlapped")  # what TensorBoard gets per epoch, not per exchange
 
@@ -183,8 +182,8 @@ class SyncMonitor(keras.callbacks.Callback):
 
     def _begin(self):
         model = self.model
-        self._begun = {sync: _Begun(sync, model) for sync in attached(model) if _totals(sync) is not None}
-        layers = [layer_of(p) for begun in self._begun.values() for pieces in begun.pieces for p in pieces]
+        self._begun = {sync: _Begun(sync) for sync in attached(model) if _totals(sync) is not None}
+        layers = [layer_of(p) for sync in self._begun for pieces in sync.fragments for p in pieces]
         gradients = sum(
             math.prod(variable.shape) * tf.as_dtype(variable.dtype).size
             for variable in model.trainable_variables
@@ -202,7 +201,6 @@ class SyncMonitor(keras.callbacks.Callback):
             samples = self._counter.total() - self._samples_before if self._counter else 0
             now = self.records.take(
                 exchanged,
-                begun.pieces[exchanged.fragment],
                 begun.rounds[exchanged.fragment] if begun.rounds else None,
                 samples / trained if trained else 0.0,
                 trained,
@@ -258,11 +256,10 @@ class SyncMonitor(keras.callbacks.Callback):
 class _Begun:
     """A sync that has begun, as it was when training did."""
 
-    def __init__(self, sync: ParameterSync, model: keras.Model):
+    def __init__(self, sync: ParameterSync):
         settings = sync.settings
         self.steps = sync.steps
-        self.pieces: list[list[Piece]] = settings.what.fragments(model, getattr(model, "optimizer", None))
-        self.rounds = [Rounds(settings, pieces) for pieces in self.pieces] if is_defined(settings) else []
+        self.rounds = [Rounds(settings, pieces) for pieces in sync.fragments] if is_defined(settings) else []
 
 
 def _totals(sync: ParameterSync) -> Totals | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable, Sequence
 
 import keras
@@ -12,6 +11,7 @@ import tensorflow as tf
 
 from hvdext import agreement
 from hvdext.arguments import suggests_keywords
+from hvdext.callbacks.once import Once
 from hvdext.comm import Communicator, current
 from hvdext.optimizer import build, innermost
 from hvdext.selection import Select, check_select, path_of, selected
@@ -127,8 +127,7 @@ class WarmupPerturbation(keras.callbacks.Callback):
         self._root_rank = root_rank
         self._every_fit = every_fit
         self._verbose = verbose
-        self._done_for: weakref.ref = weakref.ref(self)  # the model that has been warmed up
-        self._done_among: weakref.ref = weakref.ref(self)  # the ranks it was, by their ledger
+        self._once = Once()
         self.scores: list[list[float]] = []
         self.chosen: list[int | None] = []
         self.weights: list[list[float]] = []
@@ -142,8 +141,7 @@ class WarmupPerturbation(keras.callbacks.Callback):
             return
         self.scores, self.chosen, self.weights = [], [], []
         self._warm_up(comm, places)
-        self._done_for = weakref.ref(self.model)
-        self._done_among = weakref.ref(comm.ledger)
+        self._once.note(self.model, comm)
 
     # -- do all ranks mean the same? -----------------------------------------------------------------
 
@@ -168,7 +166,7 @@ class WarmupPerturbation(keras.callbacks.Callback):
     def _skips(self, comm) -> bool:
         if self._every_fit:
             return False
-        if self._done_for() is self.model and self._done_among() is comm.ledger:
+        if self._once.is_done(self.model, comm):
             return True
         return _updates(getattr(self.model, "optimizer", None)) > 0
 

@@ -17,10 +17,9 @@ import tensorflow as tf
 
 from hvdext.background import Background
 from hvdext.sync.engine import Engine, Trained
+from hvdext.sync.transfer import FINISHED, STOPS
 
-_PATIENCE = (
-    0.05  # seconds that the thread waits for a step, so that it does not exchange the same values twice
-)
+_PATIENCE = 0.05  # seconds that the thread waits for a step, not to exchange the same values twice
 _LOOK = 1.0  # seconds between two looks whether the thread still lives
 
 
@@ -163,8 +162,8 @@ class AsynchronousEngine(Engine):
             outcome = state.transfer.run(start, number, told)
             self._check_finite(i, outcome, start)
             self._book(i, outcome, start, step)
-            self.stop_requested = self.stop_requested or bool(np.any(outcome.table[:, 4]))
-            all_have_finished = bool(np.all(outcome.table[:, 5]))
+            self.stop_requested = self.stop_requested or bool(np.any(outcome.table[:, STOPS]))
+            all_have_finished = bool(np.all(outcome.table[:, FINISHED]))
             self._turn += 1
             self._rest()
 

@@ -14,7 +14,7 @@ from hvdext.comm import Communicator
 from hvdext.optimizer import innermost
 from hvdext.sync.fragment import Fragment
 from hvdext.sync.settings import Settings
-from hvdext.sync.transfer import OVERHEAD, Outcome, Transfer
+from hvdext.sync.transfer import FINITE, OVERHEAD, Outcome, Transfer
 from hvdext.sync.what import Piece
 
 
@@ -24,7 +24,7 @@ class Exchanged:
 
     Attributes:
         fragment: its number.
-        labels: of the fragment's pieces.
+        pieces: what it consists of.
         step: the step it started at.
         staleness: steps between its start and its merge.
         seconds: from start to end.
@@ -33,7 +33,7 @@ class Exchanged:
     """
 
     fragment: int
-    labels: list[str]
+    pieces: list[Piece]
     step: int
     staleness: int
     seconds: float
@@ -252,9 +252,10 @@ class Engine:
             self.schedule.learn(step, self._agreed(float(np.max(outcome.table[:, OVERHEAD]))))
         elif measure == "divergence":
             self.schedule.learn(step, self._agreed(divergence(outcome, mean_norm)))
-        labels = [piece.label for piece in self.states[i].fragment.pieces]
         staleness = self.trained.steps - step
-        self._told(Exchanged(i, labels, step, staleness, outcome.seconds, waited, outcome))
+        self._told(
+            Exchanged(i, self.states[i].fragment.pieces, step, staleness, outcome.seconds, waited, outcome)
+        )
 
 
 def divergence(outcome: Outcome, mean_norm: float | None) -> float:
@@ -266,8 +267,8 @@ def divergence(outcome: Outcome, mean_norm: float | None) -> float:
     """
     assert outcome.squares is not None
     assert mean_norm is not None
-    finite = outcome.table[:, 1] > 0
-    distance = float(np.sqrt(np.mean(np.sum(outcome.squares[finite, :-1], axis=1))))
+    finite = outcome.table[:, FINITE] > 0
+    distance = float(np.sqrt(np.mean(np.sum(outcome.squares[finite], axis=1))))
     return distance / mean_norm if mean_norm > 0 else 0.0
 
 

@@ -118,7 +118,7 @@ class Rounds:
             parts = np.split(np.square(outcome.mean.numpy(), dtype=np.float64), self._ends)
             mean = sum(float(part.sum()) for part, counts in zip(parts, self._counts, strict=True) if counts)
         # The mean squared norm of vectors is that of their mean, and their mean squared distance to it.
-        distance = float(outcome.squares[finite, :-1][:, self._counts].sum(axis=1).mean())
+        distance = float(outcome.squares[finite][:, self._counts].sum(axis=1).mean())
         small_batch = batch * float(steps[0])
         per_step = float(steps[0]) ** 2
         return estimates((mean + distance) / per_step, mean / per_step, small_batch, ranks * small_batch)

@@ -242,6 +242,11 @@ class ParameterSync(keras.callbacks.Callback):
         return self._running().totals
 
     @property
+    def fragments(self) -> list[list[Piece]]:
+        """What is exchanged, fragment by fragment."""
+        return [state.fragment.pieces for state in self._running().states]
+
+    @property
     def steps(self) -> int:
         """Steps this rank has trained."""
         return self._running().trained.steps
@@ -378,6 +383,8 @@ def _require_eager(method):
 
 def _warn_unless_alike(comm, variables, is_fresh):
     """Every rank calls it, also one that goes on from a checkpoint."""
+    if comm.size == 1:
+        return
     digests = comm.allgather_object(digest(variables) if is_fresh else None, "hvdext.sync.digest")
     if comm.rank == 0 and None not in digests and len(set(digests)) > 1:
         warnings.warn(

@@ -62,14 +62,14 @@ class Distances:
     def __init__(self) -> None:
         self._latest: dict[str, dict[tuple, dict[int, float]]] = {}  # layer, piece, rank: squared distance
 
-    def take(self, pieces: Sequence[Piece], exchanged: Exchanged) -> tuple[np.ndarray, dict[str, float]]:
+    def take(self, exchanged: Exchanged) -> tuple[np.ndarray, dict[str, float]]:
         """Takes in an exchange that has measured distances.
 
         Returns:
             The distances of all ranks that have met, over everything exchanged so far, and each of its
             layers' root-mean-square distance over these ranks.
         """
-        outcome = exchanged.outcome
+        outcome, pieces = exchanged.outcome, exchanged.pieces
         assert outcome.squares is not None
         met = [i for i, row in enumerate(outcome.table) if row[FINITE]]
         ranks = [outcome.ranks[i] for i in met]
@@ -127,7 +127,6 @@ class Records:
     def take(
         self,
         exchanged: Exchanged,
-        pieces: Sequence[Piece],
         rounds: Rounds | None,
         batch: float,
         trained: int,
@@ -138,7 +137,6 @@ class Records:
 
         Args:
             exchanged: the exchange.
-            pieces: what was exchanged.
             rounds: of its fragment, where there is a noise scale.
             batch: samples per step and rank.
             trained: steps so far.
@@ -151,7 +149,7 @@ class Records:
         epoch, step, merged = self._epoch, exchanged.step, exchanged.step + exchanged.staleness
         now: dict[str, float] = {}
         if exchanged.outcome.squares is not None:
-            distances, layers = self._distances.take(pieces, exchanged)
+            distances, layers = self._distances.take(exchanged)
             now["divergence"] = float(np.sqrt(np.mean(np.square(distances))))
             now["divergence_max"] = float(distances.max())
             epoch.divergence.add(now["divergence"])

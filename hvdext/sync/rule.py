@@ -29,6 +29,7 @@ class Rule:
     keeps_centre = False
 
 
+@suggests_keywords
 @dataclass(frozen=True)
 class Mean(Rule):
     """Everybody takes the mean, and keeps what it has learned since the exchange started.
@@ -48,17 +49,18 @@ class Mean(Rule):
 
     weight_by: str | None = None
 
-    @suggests_keywords
-    def __init__(self, weight_by: str | None = None):
-        if weight_by not in _WEIGHTS:
-            raise ValueError(f"`weight_by` must be one of {_WEIGHTS}. Received: weight_by={weight_by!r}.")
-        object.__setattr__(self, "weight_by", weight_by)
+    def __post_init__(self):
+        if self.weight_by not in _WEIGHTS:
+            raise ValueError(
+                f"`weight_by` must be one of {_WEIGHTS}. Received: weight_by={self.weight_by!r}."
+            )
 
     def correction(self, start: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
         """What to add to the values."""
         return mean - start
 
 
+@suggests_keywords
 @dataclass(frozen=True)
 class Pull(Rule):
     """Everybody moves a part of the way towards the mean, or towards a centre that follows the mean.
@@ -81,13 +83,13 @@ class Pull(Rule):
     alpha: float
     centre_rate: float | None = None
 
-    @suggests_keywords
-    def __init__(self, alpha: float, centre_rate: float | None = None):
-        _require_in("alpha", alpha, 0 < alpha <= 1, "(0, 1]")
-        if centre_rate is not None:
-            _require_in("centre_rate", centre_rate, 0 < centre_rate <= 1, "(0, 1]")
-        object.__setattr__(self, "alpha", float(alpha))
-        object.__setattr__(self, "centre_rate", None if centre_rate is None else float(centre_rate))
+    def __post_init__(self):
+        _require_in("alpha", self.alpha, 0 < self.alpha <= 1, "(0, 1]")
+        if self.centre_rate is not None:
+            _require_in("centre_rate", self.centre_rate, 0 < self.centre_rate <= 1, "(0, 1]")
+        # Ranks compare settings by how they print: 1 and 1.0 are the same.
+        object.__setattr__(self, "alpha", float(self.alpha))
+        object.__setattr__(self, "centre_rate", None if self.centre_rate is None else float(self.centre_rate))
 
     @property
     def keeps_centre(self) -> bool:  # type: ignore[override]

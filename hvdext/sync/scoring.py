@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from hvdext.comm import Communicator
+from hvdext.sync.everywhere import everywhere
 
 Score = Callable[[Any], float]
 
@@ -46,18 +47,6 @@ def gather(comm: Communicator, score: Callable[[], float], name: str) -> list[fl
         name: the collective's name, the same on every rank.
 
     Raises:
-        RuntimeError: on every rank alike, if `score()` raises or returns no number on any; it names these
-            ranks and their errors. On such a rank it comes from the rank's own error.
+        RuntimeError: on every rank alike, if `score()` raises or returns no number on any.
     """
-    mine, failure = float("nan"), None
-    try:
-        mine = float(score())
-    except Exception as error:  # whatever a user's function raises: the others are waiting
-        failure = error
-    text = None if failure is None else f"{type(failure).__name__}: {failure}"
-    everyone = comm.allgather_object((mine, text), name)
-    failed = {rank: text for rank, (_, text) in zip(comm.ranks, everyone, strict=True) if text is not None}
-    if failed:
-        lines = [f"  rank {rank}: {text}" for rank, text in failed.items()]
-        raise RuntimeError("\n".join(["The model could not be scored:", *lines])) from failure
-    return [score for score, _ in everyone]
+    return everywhere(comm, lambda: float(score()), name, "The model could not be scored:")

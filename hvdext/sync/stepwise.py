@@ -64,7 +64,6 @@ class StepwiseEngine(Engine):
 
     def end(self):
         """As in `Engine`."""
-        self.land()
         for i in self.schedule.due_at_end():
             self._exchange(i)
         if self._background is not None:

@@ -36,8 +36,8 @@ class Outcome:
         ranks: the global ranks of the table's rows.
         place: this rank's row.
         seconds: how long the exchange took.
-        squares: None, or float64 of shape (ranks, pieces + 1): each rank's squared distance to the mean by
-            piece, and the squared norm of what it brought; measured on request only.
+        squares: None, or float64 of shape (ranks, pieces): each rank's squared distance to the mean by
+            piece; measured on request only.
         mean_square: None, or the squared norm of the mean.
     """
 
@@ -144,8 +144,7 @@ class Transfer:
             nothing = tf.constant(0.0, tf.float64)
             return own, mean, table, nothing, nothing
         distances = self._fragment.sums(tf.square(tf.cast(values - mean, tf.float64)))
-        norm = tf.reduce_sum(tf.square(tf.cast(values, tf.float64)))
-        squares = comm.allgather(tf.concat([distances, [norm]], 0)[tf.newaxis], f"{self._name}.squares")
+        squares = comm.allgather(distances[tf.newaxis], f"{self._name}.squares")
         return own, mean, table, squares, tf.reduce_sum(tf.square(tf.cast(mean, tf.float64)))
 
 

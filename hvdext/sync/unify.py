@@ -28,6 +28,7 @@ from hvdext.optimizer import build
 from hvdext.selection import path_of
 from hvdext.sync import batch_statistics, perturbation, scoring
 from hvdext.sync.digest import check_equal, digest
+from hvdext.sync.everywhere import everywhere
 
 _BUCKET = 4_000_000  # elements that travel together: 32 MB
 
@@ -288,22 +289,8 @@ def _assign(variables, values):
 
 
 def _everywhere(comm: Communicator, purpose: str, action: Callable[[], Any]) -> list:
-    """Returns what `action()` returned on each rank.
-
-    Raises:
-        RuntimeError: on every rank alike, if it raised on any.
-    """
-    value, failure = None, None
-    try:
-        value = action()
-    except Exception as error:  # whatever a user's data or model raises: the others are waiting
-        failure = error
-    text = None if failure is None else f"{type(failure).__name__}: {failure}"
-    everyone = comm.allgather_object((value, text), f"hvdext.consensus.{purpose}")
-    failed = [f"  rank {r}: {t}" for r, (_, t) in zip(comm.ranks, everyone, strict=True) if t is not None]
-    if failed:
-        raise RuntimeError("\n".join([f"ConsensusAveraging has failed ({purpose}):", *failed])) from failure
-    return [value for value, _ in everyone]
+    name = f"hvdext.consensus.{purpose}"
+    return everywhere(comm, action, name, f"ConsensusAveraging has failed ({purpose}):")
 
 
 def _metrics(comm, model, plan, when):

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from hvdext.arguments import suggests_keywords
 from hvdext.selection import check_select, path_of
+from hvdext.sync.checks import require_int
 
 _BY = ("layers", "bytes")
 _ORDER = ("strided", "sequential")
@@ -244,10 +245,7 @@ class Rotating(What):
     def __init__(
         self, fragments: int, *, by: str = "layers", order: str = "strided", what: What | None = None
     ):
-        if not isinstance(fragments, int) or isinstance(fragments, bool) or fragments < 1:
-            raise ValueError(
-                f"`fragments` must be an integer of at least 1. Received: fragments={fragments!r}."
-            )
+        require_int("fragments", fragments, 1)
         _require_choice("by", by, _BY)
         _require_choice("order", order, _ORDER)
         if what is not None and (not isinstance(what, What) or isinstance(what, Rotating)):

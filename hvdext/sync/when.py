@@ -66,6 +66,7 @@ class When:
         return Schedule()
 
 
+@suggests_keywords
 @dataclass(frozen=True)
 class Every(When):
     """Every fragment once in `steps` steps, the fragments evenly apart.
@@ -92,16 +93,12 @@ class Every(When):
     delay: int = 0
     warmup_steps: int = 0
 
-    @suggests_keywords
-    def __init__(self, steps: int, delay: int = 0, warmup_steps: int = 0):
-        _require_steps("steps", steps, 1)
-        _require_steps("delay", delay, 0)
-        _require_steps("warmup_steps", warmup_steps, 0)
-        if delay >= steps:
-            raise ValueError(f"`delay` must be below `steps`, {steps}. Received: delay={delay}.")
-        object.__setattr__(self, "steps", steps)
-        object.__setattr__(self, "delay", delay)
-        object.__setattr__(self, "warmup_steps", warmup_steps)
+    def __post_init__(self):
+        _require_steps("steps", self.steps, 1)
+        _require_steps("delay", self.delay, 0)
+        _require_steps("warmup_steps", self.warmup_steps, 0)
+        if self.delay >= self.steps:
+            raise ValueError(f"`delay` must be below `steps`, {self.steps}. Received: delay={self.delay}.")
 
     def check_fragments(self, fragments: int) -> None:
         """As in `When`."""
@@ -174,6 +171,7 @@ class _EndSchedule(Schedule):
         return list(range(self._fragments))
 
 
+@suggests_keywords
 @dataclass(frozen=True)
 class Always(When):
     """All the time, by a thread in the background; training does not wait for it.
@@ -192,13 +190,12 @@ class Always(When):
     max_staleness: int | None = None
     is_asynchronous = True
 
-    @suggests_keywords
-    def __init__(self, max_staleness: int | None = None):
-        if max_staleness is not None:
-            _require_steps("max_staleness", max_staleness, 1)
-        object.__setattr__(self, "max_staleness", max_staleness)
+    def __post_init__(self):
+        if self.max_staleness is not None:
+            _require_steps("max_staleness", self.max_staleness, 1)
 
 
+@suggests_keywords
 @dataclass(frozen=True)
 class Adaptive(When):
     """An interval that follows a measurement, towards a target.
@@ -231,20 +228,13 @@ class Adaptive(When):
     overhead: float | None = None
     delay: int = 0
 
-    @suggests_keywords
-    def __init__(
-        self,
-        min: int,
-        max: int,
-        divergence: float | None = None,
-        overhead: float | None = None,
-        delay: int = 0,
-    ):
-        _require_steps("min", min, 1)
-        _require_steps("max", max, min)
-        _require_steps("delay", delay, 0)
-        if delay >= min:
-            raise ValueError(f"`delay` must be below `min`, {min}. Received: delay={delay}.")
+    def __post_init__(self):
+        divergence, overhead = self.divergence, self.overhead
+        _require_steps("min", self.min, 1)
+        _require_steps("max", self.max, self.min)
+        _require_steps("delay", self.delay, 0)
+        if self.delay >= self.min:
+            raise ValueError(f"`delay` must be below `min`, {self.min}. Received: delay={self.delay}.")
         if (divergence is None) == (overhead is None):
             raise ValueError(
                 "Exactly one of `divergence` and `overhead` must be given. "
@@ -254,14 +244,6 @@ class Adaptive(When):
             raise ValueError(f"`divergence` must be above 0. Received: divergence={divergence!r}.")
         if overhead is not None and not 0 < overhead < 1:
             raise ValueError(f"`overhead` must lie between 0 and 1. Received: overhead={overhead!r}.")
-        for name, value in [
-            ("min", min),
-            ("max", max),
-            ("divergence", divergence),
-            ("overhead", overhead),
-            ("delay", delay),
-        ]:
-            object.__setattr__(self, name, value)
 
     @property
     def measures(self) -> str:  # type: ignore[override]

@@ -15,6 +15,7 @@ import numpy as np
 from hvdext.arguments import suggests_keywords
 from hvdext.comm import Communicator
 from hvdext.process_sets import ProcessSet, are_ranks
+from hvdext.sync.checks import require_int
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Everyone(Whom):
         return Turn(comm)
 
 
+@suggests_keywords
 @dataclass(frozen=True, eq=False)
 class Group(Whom):
     """The ranks of one process set, every time; the sets of other ranks go their own ways.
@@ -91,11 +93,11 @@ class Group(Whom):
 
     shares_reference = True
 
-    @suggests_keywords
-    def __init__(self, process_set: ProcessSet):
-        if not isinstance(process_set, ProcessSet):
-            raise TypeError(f"`process_set` must be a hvd.ProcessSet. Received: process_set={process_set!r}.")
-        object.__setattr__(self, "process_set", process_set)
+    def __post_init__(self):
+        if not isinstance(self.process_set, ProcessSet):
+            raise TypeError(
+                f"`process_set` must be a hvd.ProcessSet. Received: process_set={self.process_set!r}."
+            )
 
     def check(self, comm: Communicator) -> None:
         """As in `Whom`."""
@@ -115,6 +117,7 @@ class Group(Whom):
         return hash(repr(self))
 
 
+@suggests_keywords
 @dataclass(frozen=True)
 class Pairs(Whom):
     """Two by two, dealt anew at random every turn, from a seed that all ranks share.
@@ -131,10 +134,8 @@ class Pairs(Whom):
 
     seed: int = 0
 
-    @suggests_keywords
-    def __init__(self, seed: int = 0):
-        _require_int("seed", seed, 0)
-        object.__setattr__(self, "seed", seed)
+    def __post_init__(self):
+        require_int("seed", self.seed, 0)
 
     def check(self, comm: Communicator) -> None:
         """As in `Whom`."""
@@ -220,7 +221,7 @@ class Hierarchical(Whom):
 
     @suggests_keywords
     def __init__(self, groups: Sequence[ProcessSet | Sequence[int]], every: int):
-        _require_int("every", every, 1)
+        require_int("every", every, 1)
         object.__setattr__(self, "groups", _disjoint(groups))
         object.__setattr__(self, "every", every)
 
@@ -268,8 +269,3 @@ def _require_among(argument, ranks, comm):
             f"`{argument}` must hold some of the ranks {list(comm.ranks)} only. "
             f"Received: {argument}={list(ranks)}."
         )
-
-
-def _require_int(name, value, minimum):
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"`{name}` must be an integer of at least {minimum}. Received: {name}={value!r}.")

@@ -18,6 +18,7 @@ _ROUNDINGS = ("stochastic", "error_feedback")
 _SMALLEST = 2.0**-126  # below it TensorFlow may take a float32 for zero, or not: that depends on the thread
 
 
+@suggests_keywords
 @dataclass(frozen=True)
 class Wire:
     """The bytes that stand for a float32 vector between ranks.
@@ -51,8 +52,8 @@ class Wire:
     format: str
     rounding: str = "stochastic"
 
-    @suggests_keywords
-    def __init__(self, format: str, rounding: str = "stochastic"):
+    def __post_init__(self):
+        format, rounding = self.format, self.rounding
         if not isinstance(format, str) or format not in _FORMATS:
             raise ValueError(
                 f"`wire` must be one of {tuple(_FORMATS)}. {_received('wire', format, _FORMATS)}"
@@ -66,8 +67,6 @@ class Wire:
                 "`rounding` 'error_feedback' needs the format 'int8' or 'int4'. "
                 f"Received: rounding='error_feedback' with format={format!r}."
             )
-        object.__setattr__(self, "format", format)
-        object.__setattr__(self, "rounding", rounding)
 
     @property
     def block(self) -> int:

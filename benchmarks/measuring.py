@@ -1,0 +1,32 @@
+"""Runs a program that measures, and reads what it has found."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+
+def result_of(command, deadline):
+    """Runs `command` with one argument more, the file for its result; returns the JSON that it leaves there.
+
+    Args:
+        command: program and arguments.
+        deadline: seconds.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        finished = subprocess.run(
+            [*command, str(result)],
+            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
+            timeout=deadline,
+            capture_output=True,
+            text=True,
+        )
+        if finished.returncode:
+            sys.exit(f"{shlex.join(command)} failed:\n{finished.stdout}{finished.stderr}")
+        return json.loads(result.read_text())
