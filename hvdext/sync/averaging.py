@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
@@ -15,12 +15,13 @@ Errors = Sequence[tf.Tensor]
 def mean_over_all(
     comm: Communicator,
     values: tf.Tensor,
-    weights: tf.Tensor,
+    row: tf.Tensor,
+    weigh: Callable[[tf.Tensor], tf.Tensor],
     wire: Wire,
     name: str,
     seed: tf.Tensor,
     errors: Errors | None = None,
-) -> tuple[tf.Tensor, Errors | None]:
+) -> tuple[tf.Tensor, Errors | None, tf.Tensor]:
     """The ranks' weighted mean, sum of w_i x_i / sum of w_i, bit for bit the same on every rank.
 
     1. Each rank encodes its values, cut into as many shards as there are ranks, and sends shard r to rank r.
@@ -29,7 +30,8 @@ def mean_over_all(
 
     A rank sends 2(n-1)/n of the encoded vector, as a ring would, and nothing is summed in the wire's few
     bits. Two ranks gather each other's whole vector instead: that is as many bytes, in one message and
-    encoded once. The float32 wire is the engine's allreduce.
+    encoded once. What ranks tell each other, their rows, goes along in the first message. The float32 wire
+    is the engine's allreduce, after a message of the rows.
 
     With errors, what encoding cuts off is added to what the same rank encodes in the next turn, in step 1
     (Seide et al. 2014, "1-Bit Stochastic Gradient Descent"; Karimireddy et al. 2019, arXiv:1901.09847) as in
@@ -40,10 +42,11 @@ def mean_over_all(
 
     Args:
         comm: who averages.
-        values: this rank's, float32 or float64 of shape (m,), m static and the same on all ranks. All wires
-            but float32 take them as float32.
-        weights: float32 or float64 of shape (comm.size,), the same bits on every rank, at least 0 and one of
-            them above. A rank with weight 0 adds nothing and its values may be anything.
+        values: this rank's, finite, float32 or float64 of shape (m,), m static and the same on all ranks. All
+            wires but float32 take them as float32.
+        row: float64 of shape (k,), what this rank tells the others.
+        weigh: makes of all ranks' rows, float64 of shape (comm.size, k), their weights, of shape
+            (comm.size,), at least 0 and one of them above. A rank with weight 0 adds nothing.
         wire: how values travel.
         name: of the collectives.
         seed: int32 of shape (2,), for stochastic rounding; should differ between ranks and turns.
@@ -51,19 +54,18 @@ def mean_over_all(
             `error_shapes`; None: what is cut off is lost.
 
     Returns:
-        The mean, of the values' shape and dtype, and the errors for the next turn (None without). If all
-        ranks that count hold the same values, float32 gives these back: exactly where weights are equal and
-        the ranks that count a power of two, else to the last two digits of their 24 bits.
+        The mean, of the values' shape and dtype, the errors for the next turn (None without), and all ranks'
+        rows. If all ranks that count hold the same values, float32 gives these back: exactly where weights
+        are equal and the ranks that count a power of two, else to the last two digits of their 24 bits.
     """
     if comm.size == 1:
-        return values, errors
+        return values, errors, row[tf.newaxis]
     if wire.format == "float32":
-        return _mean_by_allreduce(comm, values, weights, name), errors
-    dtype, counts = values.dtype, weights[comm.rank] > 0
-    values = tf.cast(values, tf.float32)
+        table = comm.allgather(row[tf.newaxis], f"{name}.told")
+        return _mean_by_allreduce(comm, values, weigh(table), name), errors, table
     way = _mean_of_two if comm.size == 2 else _mean_by_shards
-    mean, errors = way(comm, values, counts, weights, wire, name, seed, errors)
-    return tf.cast(mean, dtype), errors
+    mean, errors, table = way(comm, tf.cast(values, tf.float32), row, weigh, wire, name, seed, errors)
+    return tf.cast(mean, values.dtype), errors, table
 
 
 def _mean_by_allreduce(comm, values, weights, name):
@@ -76,23 +78,27 @@ def _mean_by_allreduce(comm, values, weights, name):
     return total / tf.reduce_sum(weights)
 
 
-def _mean_of_two(comm, values, counts, weights, wire, name, seed, errors):
+def _mean_of_two(comm, values, row, weigh, wire, name, seed, errors):
     length = values.shape[0]
-    sent = _sent(values, counts, errors)
-    gathered = comm.allgather(wire.encode(sent, seed)[tf.newaxis], name)
-    rows = tf.reshape(wire.decode(gathered, length), [2, length])
+    sent = values if errors is None else values + errors[0]
+    message = _with_row(row, wire.encode(sent, seed)[tf.newaxis])
+    table, data = _without_row(row, comm.allgather(message, name))
+    rows, weights = wire.decode(data, length), weigh(table)
     if errors is not None:
-        errors = (_cut_off(sent, rows[comm.rank], counts, errors), errors[1])
-    return _weighted(rows, weights), errors
+        errors = (_cut_off(sent, rows[comm.rank], weights[comm.rank] > 0, errors), errors[1])
+    return _weighted(rows, weights), errors, table
 
 
-def _mean_by_shards(comm, values, counts, weights, wire, name, seed, errors):
+def _mean_by_shards(comm, values, row, weigh, wire, name, seed, errors):
     length = values.shape[0]
     shard = _shard(comm.size, length, wire)
-    sent = _sent(tf.pad(values, [[0, shard * comm.size - length]]), counts, errors)
+    sent = tf.pad(values, [[0, shard * comm.size - length]])
+    sent = sent if errors is None else sent + errors[0]
     data = wire.encode(tf.reshape(sent, [comm.size, shard]), seed)
-    received = comm.alltoall(data, [1] * comm.size, f"{name}.shards")
-    mean = _weighted(tf.reshape(wire.decode(received, shard), [comm.size, shard]), weights)
+    received = comm.alltoall(_with_row(row, data), [1] * comm.size, f"{name}.shards")
+    table, shards = _without_row(row, received)
+    weights = weigh(table)
+    mean = _weighted(tf.reshape(wire.decode(shards, shard), [comm.size, shard]), weights)
     if errors is not None:
         mean += errors[1]
     mean_data = wire.encode(mean, seed + tf.constant([0, 1 << 30]))
@@ -100,8 +106,9 @@ def _mean_by_shards(comm, values, counts, weights, wire, name, seed, errors):
     means = tf.reshape(wire.decode(gathered, shard), [comm.size, shard])
     if errors is not None:
         arrived = tf.reshape(wire.decode(data, shard), [-1])
-        errors = (_cut_off(sent, arrived, counts, errors), mean - means[comm.rank])
-    return tf.reshape(means, [-1])[:length], errors
+        cut_off = _cut_off(sent, arrived, weights[comm.rank] > 0, errors)
+        errors = (cut_off, mean - means[comm.rank])
+    return tf.reshape(means, [-1])[:length], errors, table
 
 
 def error_shapes(comm_size: int, m: int, wire: Wire) -> tuple[list[int], list[int]]:
@@ -113,7 +120,7 @@ def error_shapes(comm_size: int, m: int, wire: Wire) -> tuple[list[int], list[in
 
 
 def expected_bytes(comm_size: int, m: int, wire: Wire) -> int:
-    """How many bytes one rank sends in `mean_over_all` of `m` float32 values."""
+    """How many bytes one rank sends in `mean_over_all` for `m` float32 values, without the rows."""
     if comm_size <= 2 or wire.format == "float32":
         return 2 * (comm_size - 1) * wire.encoded_bytes(m) // comm_size
     return 2 * (comm_size - 1) * wire.encoded_bytes(_shard(comm_size, m, wire))
@@ -143,7 +150,8 @@ def mean_with_peers(
         comm: all ranks, whether they have peers or not.
         values: this rank's, float32 or float64 of shape (m,), m static and the same on all ranks. All wires
             but float32 take them as float32.
-        weights: as in `mean_over_all`, but all may be 0.
+        weights: float32 or float64 of shape (comm.size,), the same bits on every rank, at least 0. The values
+            of a rank with weight 0 may be anything.
         send_to: int32 of shape (comm.size,), 1 for each rank that this rank sends to, not itself, else 0.
         received_from: the same for the ranks that send to this rank.
         wire: how values travel.
@@ -162,7 +170,7 @@ def mean_with_peers(
     # Float32 travels as numbers rather than their bytes: then float64 may stay what it is.
     encodes = wire.format != "float32"
     values = tf.cast(values, tf.float32) if encodes else values
-    sent = _sent(values, counts, None)
+    sent = tf.where(counts, values, tf.zeros_like(values))  # even 0 * NaN is NaN
     data = (wire.encode(sent, seed) if encodes else sent)[tf.newaxis]
     received = comm.alltoall(tf.tile(data, [peers, 1]), send_to, name)
     rows = tf.concat([data, received], 0)
@@ -182,10 +190,17 @@ def _shard(size, length, wire):
     return -(-length // (size * wire.block)) * wire.block
 
 
-def _sent(values, counts, errors):
-    """What a rank encodes: zeros where it does not count, since even 0 * NaN is NaN."""
-    values = values if errors is None else values + errors[0]
-    return tf.where(counts, values, tf.zeros_like(values))
+def _with_row(row, data):
+    """Bytes (n, length) with the row's bytes in front of each."""
+    told = tf.reshape(tf.bitcast(row, tf.uint8), [1, -1])
+    return tf.concat([tf.tile(told, [data.shape[0], 1]), data], 1)
+
+
+def _without_row(row, messages):
+    """(the rows, float64 of shape (ranks, k), and the bytes behind them) of what has come from each rank."""
+    length = 8 * row.shape[0]
+    told = tf.reshape(messages[:, :length], [-1, row.shape[0], 8])
+    return tf.bitcast(told, tf.float64), messages[:, length:]
 
 
 def _cut_off(sent, arrived, counts, errors):
@@ -203,4 +218,4 @@ def _weighted(rows, weights, ranks=None):
     ranks = tf.range(tf.size(weights), dtype=tf.int64) if ranks is None else tf.cast(ranks, tf.int64)
     centre = rows[tf.argmin(tf.where(heaviest, ranks, tf.int64.max))]
     shares = tf.cast(tf.math.divide_no_nan(weights, tf.reduce_sum(weights)), rows.dtype)
-    return centre + tf.reduce_sum((rows - centre) * shares[:, tf.newaxis], 0)
+    return centre + tf.linalg.matvec(rows - centre, shares, transpose_a=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import keras
 import numpy as np
@@ -23,14 +24,17 @@ class Fragment:
             needs it.
 
     Attributes:
-        size: elements.
+        pieces: in the order in which they lie in the vector: those of one variable together.
+        sizes: elements of each piece.
+        size: elements of all.
         dtype: of the vector: float64 where a piece is, else float32.
-        centre: None, or one variable per piece.
+        centre: None, or one variable for the pieces of each variable.
     """
 
     def __init__(self, pieces: Sequence[Piece], rule: Mean | Pull | Outer, keeps_centre: bool):
-        self.pieces = list(pieces)
-        self.sizes = [piece.size for piece in pieces]
+        self._shares = _shares(pieces)
+        self.pieces = [piece for share in self._shares for piece in share.pieces]
+        self.sizes = [piece.size for piece in self.pieces]
         self.size = sum(self.sizes)
         wide = any(tf.as_dtype(piece.variable.dtype) == tf.float64 for piece in pieces)
         self.dtype = tf.float64 if wide else tf.float32
@@ -45,15 +49,15 @@ class Fragment:
         if isinstance(rule, Outer) and self._stepped():
             self.outer = rule.new_optimizer()
             self.outer.build([variable for _, variable in self._stepped()])
-        self.snapshot = graph_of(self.read)
-        self.merge = graph_of(self._merge)
-        self.after = graph_of(self._after)
-        self.add = graph_of(lambda change: self._write(self.read() + change))
-        self.put = graph_of(self._write)
+        self.snapshot = Graph(self.read)
+        self.merge = Graph(self._merge)
+        self.after = Graph(self._after)
+        self.add = Graph(lambda change: self._write(self.read() + change))
+        self.put = Graph(self._write)
 
     def read(self) -> tf.Tensor:
         """The pieces' values, of shape (size,)."""
-        return tf.concat([_values(piece, self.dtype) for piece in self.pieces], 0)
+        return tf.concat([part for share in self._shares for part in share.read(self.dtype)], 0)
 
     def set_centre(self, vector: tf.Tensor) -> None:
         """Gives the centre other values, of shape (size,)."""
@@ -123,52 +127,107 @@ class Fragment:
         if self.outer is not None:
             parts = self._cut(-mean)
             self.outer.apply([parts[i] for i, _ in self._stepped()], [v for _, v in self._stepped()])
-        after = self.read_centre()
-        alpha = tf.constant(self._rule.alpha, self.dtype)
-        stepped = alpha * now + (1 - alpha) * after
-        averaged = now + (target - start)
-        averaged = tf.where(tf.reduce_all(tf.equal(now, start)), target, averaged)
-        mask = self._trainable_mask()
-        stepped = tf.where(tf.equal(alpha, 0), after, stepped)
-        return tf.where(takes_mean, after, tf.where(mask, stepped, averaged))
+        after = merged = self.read_centre()
+        if self._rule.alpha:
+            alpha = tf.constant(self._rule.alpha, self.dtype)
+            merged = alpha * now + (1 - alpha) * after
+        if len(self._stepped()) < len(self._shares):
+            averaged = now + (target - start)
+            averaged = tf.where(tf.reduce_all(tf.equal(now, start)), target, averaged)
+            merged = tf.where(self._trainable_mask(), merged, averaged)
+        return after if merged is after else tf.where(takes_mean, after, merged)
 
     def _trainable_mask(self):
-        flags = [piece.kind == "trainable" for piece in self.pieces]
-        return tf.repeat(tf.constant(flags), tf.constant(self.sizes))
+        flags = [share.is_trainable for share in self._shares]
+        return tf.repeat(tf.constant(flags), tf.constant([share.size for share in self._shares]))
 
     def _stepped(self):
-        """(place, centre variable) of the pieces that an outer optimizer steps."""
-        return [(i, v) for i, v in enumerate(self._centre()) if self.pieces[i].kind == "trainable"]
+        """(place, centre variable) of the shares that an outer optimizer steps."""
+        return [(i, v) for i, v in enumerate(self._centre()) if self._shares[i].is_trainable]
 
     def _centre(self):
         assert self.centre is not None
         return self.centre
 
     def _cut(self, vector):
-        parts = tf.split(vector, self.sizes)
-        return [tf.reshape(part, piece.shape) for part, piece in zip(parts, self.pieces, strict=True)]
+        """The part of each share, in its shape."""
+        parts = tf.split(vector, [share.size for share in self._shares])
+        return [tf.reshape(part, share.shape) for part, share in zip(parts, self._shares, strict=True)]
 
     def _write(self, vector):
-        for piece, part in zip(self.pieces, tf.split(vector, self.sizes), strict=True):
-            variable = piece.variable
-            part = tf.cast(part, variable.dtype)
-            if piece.start is not None:
-                flat = tf.reshape(tf.convert_to_tensor(variable), [-1])
-                part = tf.concat([flat[: piece.start], part, flat[piece.stop :]], 0)
-            variable.assign(tf.reshape(part, variable.shape))
+        for share, part in zip(self._shares, self._cut(vector), strict=True):
+            share.write(part)
 
 
-def graph_of(function: Callable) -> Callable:
-    """`function` as a graph.
+@dataclass(frozen=True)
+class _Share:
+    """What a fragment has of one variable: all of it, or ranges in the order of its elements."""
 
-    A partial function of its own each time: TensorFlow counts how often a function is traced by its code, and
-    warns where many fragments are traced once each.
+    variable: keras.Variable
+    pieces: list[Piece]
+
+    @property
+    def size(self):
+        return sum(piece.size for piece in self.pieces)
+
+    @property
+    def shape(self):
+        return (self.size,) if self._is_cut else self.pieces[0].shape
+
+    @property
+    def is_trainable(self):
+        return self.pieces[0].kind == "trainable"
+
+    @property
+    def _is_cut(self):
+        return self.pieces[0].start is not None
+
+    def read(self, dtype):
+        flat = self._flat()
+        parts = [flat[piece.start : piece.stop] for piece in self.pieces] if self._is_cut else [flat]
+        return [tf.cast(part, dtype) for part in parts]
+
+    def write(self, value):
+        """One assignment, however many ranges there are."""
+        value = tf.cast(value, self.variable.dtype)
+        if self._is_cut:
+            flat, rows = self._flat(), []
+            end: int | None = 0
+            parts = tf.split(value, [piece.size for piece in self.pieces])
+            for piece, part in zip(self.pieces, parts, strict=True):
+                rows += [flat[end : piece.start], part]
+                end = piece.stop
+            value = tf.reshape(tf.concat([*rows, flat[end:]], 0), self.variable.shape)
+        self.variable.assign(value)
+
+    def _flat(self):
+        return tf.reshape(tf.convert_to_tensor(self.variable), [-1])
+
+
+def _shares(pieces):
+    found: dict[int, list[Piece]] = {}
+    for piece in sorted(pieces, key=lambda piece: piece.start or 0):
+        found.setdefault(id(piece.variable), []).append(piece)
+    return [
+        _Share(found[key][0].variable, found[key]) for key in dict.fromkeys(id(p.variable) for p in pieces)
+    ]
+
+
+class Graph:
+    """`function` as a graph, for arguments whose shapes and types never change.
+
+    Traced at the first call and then called directly: finding out each time which trace fits the arguments
+    takes Python longer than the rest of the call.
     """
-    return tf.function(functools.partial(function), autograph=False)
 
+    def __init__(self, function: Callable):
+        # A partial function of its own each time: TensorFlow counts how often a function is traced by its
+        # code, and warns where many fragments are traced once each.
+        self._function = tf.function(functools.partial(function), autograph=False)
+        self._traced: Callable | None = None
 
-def _values(piece, dtype):
-    flat = tf.reshape(tf.convert_to_tensor(piece.variable), [-1])
-    if piece.start is not None:
-        flat = flat[piece.start : piece.stop]
-    return tf.cast(flat, dtype)
+    def __call__(self, *args: tf.Tensor):
+        """What `function` returns, as tensors."""
+        if self._traced is None:
+            self._traced = self._function.get_concrete_function(*args)
+        return self._traced(*args)

@@ -1,7 +1,7 @@
 """One fragment's exchange: what every rank brings, and what every rank takes home.
 
-First all ranks tell each other, in one small message, how much they count and whether their values are
-finite. Then the values travel; those of a rank that has any that are not finite stay at home.
+All ranks tell each other how much they count and whether their values are finite. The values of a rank that
+has any that are not finite stay at home.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from hvdext.comm import Communicator
 from hvdext.sync.averaging import error_shapes, mean_over_all, mean_with_peers
-from hvdext.sync.fragment import Fragment, graph_of
+from hvdext.sync.fragment import Fragment, Graph
 from hvdext.sync.whom import Turn, Whom
 from hvdext.sync.wire import Wire
 
@@ -115,28 +115,25 @@ class Transfer:
     def _function(self, turn: Turn):
         key = (turn.comm.ranks, turn.send_to is None, len(turn.send_to or ()))
         if key not in self._functions:
-            self._functions[key] = graph_of(functools.partial(self._exchange, turn.comm, key[1], key[2]))
+            self._functions[key] = Graph(functools.partial(self._exchange, turn.comm, key[1], key[2]))
         return self._functions[key]
 
     def _exchange(self, comm, everyone, peers, start, row, seed, sends, receives):
         values = self._fragment.outgoing(start)
         finite = tf.reduce_all(tf.math.is_finite(values))
         row = tf.tensor_scatter_nd_update(row, [[FINITE]], [tf.cast(finite, tf.float64)])
-        table = comm.allgather(row[tf.newaxis], f"{self._name}.told")
-        weights = _weights(table)
         brought, values = values, tf.where(finite, values, tf.zeros_like(values))
+        name = f"{self._name}.values"
         if everyone:
             errors = tuple(self.errors) or None
-            mean, after = mean_over_all(
-                comm, values, weights, self._wire, f"{self._name}.values", seed, errors
-            )
+            mean, after, table = mean_over_all(comm, values, row, _weights, self._wire, name, seed, errors)
             own = values
             for variable, error in zip(self.errors, after or (), strict=True):
                 variable.assign(error)
         else:
-            own, mean = mean_with_peers(
-                comm, values, weights, sends, receives, self._wire, f"{self._name}.values", seed, peers
-            )
+            table = comm.allgather(row[tf.newaxis], f"{self._name}.told")
+            weights = _weights(table)
+            own, mean = mean_with_peers(comm, values, weights, sends, receives, self._wire, name, seed, peers)
             # Values that are not finite stay so, to be seen, where no peer has any to help out with.
             helped = tf.reduce_any((receives > 0) & (weights > 0))
             mean = tf.where(finite | helped, mean, brought)

@@ -43,18 +43,30 @@ def _assert_same_bits(found):
 
 def _means(comm, m, weights, wires):
     values = _vector(comm.rank, m)
-    if not weights[comm.rank]:
-        values[::2], values[1::2] = np.nan, np.inf
+    row = tf.constant([comm.rank, weights[comm.rank]], tf.float64)
 
     @tf.function(autograph=False)
-    def means(values, weights, seed):
+    def means(values, row, seed):
         names = [f"hvdext.mean.{i}" for i in range(len(wires))]
-        return [
-            mean_over_all(comm, values, weights, WIRES[wire], name, seed)[0]
+        found = [
+            mean_over_all(comm, values, row, _second, WIRES[wire], name, seed)
             for wire, name in zip(wires, names, strict=True)
         ]
+        return [(mean, table) for mean, _, table in found]
 
-    return [x.numpy() for x in means(tf.constant(values), tf.constant(weights), tf.constant([0, comm.rank]))]
+    found = means(tf.constant(values), row, tf.constant([0, comm.rank]))
+    for _, table in found:  # what the ranks have told each other
+        np.testing.assert_array_equal(table, np.transpose([range(comm.size), weights]))
+    return [mean.numpy() for mean, _ in found]
+
+
+def _second(table):
+    return table[:, 1]
+
+
+def _fixed(weights):
+    """A row that tells nothing, and these weights whatever is told."""
+    return tf.zeros([1], tf.float64), lambda table: tf.constant(weights)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +76,6 @@ def _means(comm, m, weights, wires):
         (1001, [1000.0, 37.0, 1.0], ["float32", "float16", "int8", "int4 error_feedback"]),
         (300, [0.1, 0.2, 0.3, 2.5], ["float32", "bfloat16", "int4"]),
         (1, [1.0, 2.0, 0.5], ["float32", "int8"]),
-        # A rank of weight 0 holds what is not finite.
         (400, [0.0, 1.0], ["float32", "int8"]),
         (400, [1.0, 0.0, 3.0], ["float32", "float16", "int4"]),
     ],
@@ -84,8 +95,8 @@ def test_the_weighted_mean_is_the_same_on_every_rank(m, weights, wires):
 
 
 def _eagerly(comm):
-    values, weights = tf.constant(_vector(comm.rank, 200)), tf.constant([1.0, 2.0, 3.0])
-    return mean_over_all(comm, values, weights, Wire("int8"), "hvdext.eager", tf.constant([0, comm.rank]))
+    values, seed = tf.constant(_vector(comm.rank, 200)), tf.constant([0, comm.rank])
+    return mean_over_all(comm, values, *_fixed([1.0, 2.0, 3.0]), Wire("int8"), "hvdext.eager", seed)[:2]
 
 
 def test_eager_calls_give_what_a_graph_gives():
@@ -98,7 +109,7 @@ def test_eager_calls_give_what_a_graph_gives():
 def _equal_values(comm, weights):
     values = (_vector(7, 3001) * 10 ** np.random.default_rng(8).uniform(-20, 20, 3001)).astype(np.float32)
     call = tf.function(
-        lambda v: mean_over_all(comm, v, tf.constant(weights), Wire("float32"), "hvdext.equal", [0, 0])[0],
+        lambda v: mean_over_all(comm, v, *_fixed(weights), Wire("float32"), "hvdext.equal", [0, 0])[0],
         autograph=False,
     )
     return values, call(tf.constant(values)).numpy()
@@ -115,8 +126,8 @@ def test_equal_values_come_back(weights):
 
 def _largest(comm):
     values = tf.constant([3e38, -3e38, 1e-37, 3e38 * (-1) ** comm.rank], tf.float32)
-    weights = tf.constant([1e9, 1e9])
-    return mean_over_all(comm, values, weights, Wire("float32"), "hvdext.largest", tf.constant([0, 0]))[0]
+    weights = _fixed([1e9, 1e9])
+    return mean_over_all(comm, values, *weights, Wire("float32"), "hvdext.largest", tf.constant([0, 0]))[0]
 
 
 def test_float32_neither_overflows_nor_vanishes():
@@ -128,7 +139,9 @@ def _float64(comm):
     values = tf.constant([1.0, 1e-12], tf.float64) * (comm.rank + 1)
     weights = tf.ones(comm.size, tf.float64)
     results = [
-        mean_over_all(comm, values, weights, Wire(f), f"hvdext.{f}", tf.constant([0, 0]))[0]
+        mean_over_all(comm, values, *_fixed([1.0] * comm.size), Wire(f), f"hvdext.{f}", tf.constant([0, 0]))[
+            0
+        ]
         for f in ("float32", "bfloat16")
     ]
     peers = tf.constant(np.eye(3, dtype=np.int32)[[(comm.rank + 1) % 3, (comm.rank + 2) % 3]])
@@ -152,7 +165,7 @@ def test_float64_stays_float64():
 def test_alone_values_come_back_as_they_are():
     values = tf.constant(_vector(0, 100))
     for wire in WIRES.values():
-        mean, errors = mean_over_all(SoloComm(), values, tf.constant([2.0]), wire, "hvdext.solo", [0, 0])
+        mean, errors, _ = mean_over_all(SoloComm(), values, *_fixed([2.0]), wire, "hvdext.solo", [0, 0])
         np.testing.assert_array_equal(mean, values)
         assert errors is None
         nobody = tf.constant([0])
@@ -168,7 +181,7 @@ def _sent(comm, m):
     def means(values):
         return [
             mean_over_all(
-                comm, values, tf.ones(comm.size), wire, f"hvdext.{wire.format}", tf.constant([0, 0])
+                comm, values, *_fixed([1.0] * comm.size), wire, f"hvdext.{wire.format}", tf.constant([0, 0])
             )[0]
             for wire in WIRES.values()
             if wire.rounding == "stochastic"
@@ -193,7 +206,8 @@ def test_bytes_sent(size):
         assert set(sent) == set(bits)
         for format, found in sent.items():
             wire = Wire(format)
-            assert found == pytest.approx(expected_bytes(size, m, wire), abs=2)
+            row = 8 * (size - 1)  # one float64 to each of the others
+            assert found == pytest.approx(expected_bytes(size, m, wire) + row, abs=2)
             assert found == pytest.approx(ring * wire.encoded_bytes(m), rel=0.05)
             assert found == pytest.approx(ring * m * bits[format] / 8, rel=0.05)
 
@@ -215,8 +229,8 @@ def _many_turns(comm, weights, fed_back, turns):
     @tf.function(autograph=False)
     def turn(values):
         before = tuple(errors) if fed_back else None
-        mean, after = mean_over_all(
-            comm, values, tf.constant(weights), wire, "hvdext.turn", tf.constant([0, 0]), before
+        mean, after, _ = mean_over_all(
+            comm, values, *_fixed(weights), wire, "hvdext.turn", tf.constant([0, 0]), before
         )
         for variable, error in zip(errors, after or (), strict=False):
             variable.assign(error)
@@ -253,8 +267,8 @@ def _silent_turn(comm, weights):
     wire, m = Wire("int4", "error_feedback"), 200
     errors = [tf.fill(shape, 0.25) for shape in error_shapes(comm.size, m, wire)]
     values = tf.constant(_vector(comm.rank, m))
-    _, after = mean_over_all(
-        comm, values, tf.constant(weights), wire, "hvdext.silent", tf.constant([0, 0]), errors
+    _, after, _ = mean_over_all(
+        comm, values, *_fixed(weights), wire, "hvdext.silent", tf.constant([0, 0]), errors
     )
     return [error.numpy() for error in after]
 
