@@ -12,6 +12,7 @@ _HOMES = {
     "Compression": "hvdext.compression",
     "DistributedGradientTape": "hvdext.tape",
     "DistributedOptimizer": "hvdext.optimizer",
+    "Grid": "hvdext.placement.grid",
     "PartialDistributedGradientTape": "hvdext.partial",
     "PartialDistributedOptimizer": "hvdext.partial",
     "ProcessSet": "hvdext.process_sets",

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from hvdext import agreement
 from hvdext.arguments import suggests_keywords
+from hvdext.collective_arguments import place_of_root
 from hvdext.comm import current
 from hvdext.process_sets import ProcessSet
 from hvdext.selection import path_of
@@ -37,10 +38,7 @@ def broadcast_variables(
     comm = current()
     if process_set is not None:
         comm = comm.subset(process_set)
-    if root_rank not in comm.ranks:
-        raise ValueError(
-            f"`root_rank` must be one of the ranks {list(comm.ranks)}. Received: root_rank={root_rank!r}."
-        )
+    root = place_of_root(comm, root_rank)
     facts: dict[str, object] = {"root_rank": root_rank, "number of variables": len(variables)}
     for i, v in enumerate(variables):
         facts[f"variable {i}"] = f"{tuple(v.shape)} {tf.as_dtype(v.dtype).name}"
@@ -48,7 +46,6 @@ def broadcast_variables(
     if comm.size == 1 or not variables:
         return
     values = [tf.convert_to_tensor(variable) for variable in variables]
-    root = comm.ranks.index(root_rank)
     for variable, value in zip(
         variables, comm.broadcast(values, root, "hvdext.broadcast.variables"), strict=True
     ):
