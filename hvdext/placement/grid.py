@@ -11,6 +11,7 @@ Ranks are numbered with slices fastest, then pipeline, then data: what talks mos
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,9 @@ from hvdext import agreement
 from hvdext.arguments import suggests_keywords
 from hvdext.comm import Communicator, HorovodComm, current, use
 from hvdext.process_sets import ProcessSet
+
+
+_thread = threading.local()
 
 
 class Axes(NamedTuple):
@@ -85,18 +89,41 @@ class Grid:
 
     @contextlib.contextmanager
     def data_parallel(self) -> Iterator[Communicator]:
-        """Context in which hvdext works over the data axis, in this thread.
+        """Context in which hvdext works over the data axis, in this thread, and layers are cut along slices.
 
         `hvd.rank()` and `hvd.size()` count along the data axis; so do `root_rank`, `hvd.data`, the gradients
         of `hvd.DistributedOptimizer`, the callbacks and every parameter sync. `hvd.verbose()` is still for
         global rank 0 only.
         """
-        with use(self.data) as comm:
-            yield comm
+        outer = getattr(_thread, "grid", None)
+        _thread.grid = self
+        try:
+            with use(self.data) as comm:
+                yield comm
+        finally:
+            _thread.grid = outer
 
     def __repr__(self) -> str:
         lengths = ", ".join(f"{axis}={length}" for axis, length in self.shape._asdict().items())
         return f"Grid({lengths})"
+
+
+def slices_of(grid: Grid | Communicator | None) -> Communicator:
+    """The ranks that share the slices of a layer.
+
+    Args:
+        grid: along whose slices; None: those of the grid in whose `data_parallel()` this thread is, otherwise
+            all ranks. A communicator stands for itself.
+
+    Raises:
+        TypeError: if it is something else.
+        RuntimeError: if `hvd.init()` has not been called.
+    """
+    if grid is None:
+        grid = getattr(_thread, "grid", None) or current()
+    if not isinstance(grid, (Grid, Communicator)):
+        raise TypeError(f"`grid` must be a hvd.Grid or None. Received: grid={grid!r}.")
+    return grid.slices if isinstance(grid, Grid) else grid
 
 
 def place_of(rank: int, shape: Axes) -> Axes:
