@@ -31,7 +31,7 @@ def units_of(graph: Graph, pins: Mapping[str, int], forward_only: bool) -> list[
         groups = _components(rank, arrows + ties)
     else:
         arrows = [(a, b) for a, b in arrows if rank[a] < rank[b]]
-        groups = [(path,) for path in rank]
+        groups = [[path] for path in rank]
     units = [tuple(sorted(group, key=rank.__getitem__)) for group in groups]
     unit_of = {path: unit for unit in units for path in unit}
     followers: dict[tuple, dict[tuple, None]] = {unit: {} for unit in units}
@@ -60,7 +60,7 @@ def _ordered(units, followers, pin_of, rank) -> list[tuple[str, ...]]:
     for unit in units:
         for follower in followers[unit]:
             waits[follower] += 1
-    lowest: dict[tuple, tuple[int, str]] = {unit: (0, "") for unit in units}  # place, path of who says so
+    lowest: dict[tuple, tuple[int, str]] = dict.fromkeys(units, (0, ""))  # place, path of who says so
     ready: list[tuple[int, int, tuple]] = []
 
     def add(unit):
@@ -68,8 +68,8 @@ def _ordered(units, followers, pin_of, rank) -> list[tuple[str, ...]]:
             if pin_of[unit][0] < lowest[unit][0]:
                 (high, before), (low, after) = lowest[unit], pin_of[unit]
                 raise ValueError(
-                    "`pins` must not contradict each other: a layer cannot be at a lower place than one before "
-                    f"it. Received: {before!r} at place {high}, and after it {after!r} at place {low}."
+                    "`pins` must not contradict each other: no layer can be at a lower place than one before it. "
+                    f"Received: {before!r} at place {high}, and after it {after!r} at place {low}."
                 )
             lowest[unit] = pin_of[unit]
         heapq.heappush(ready, (lowest[unit][0], rank[unit[0]], unit))
@@ -127,7 +127,7 @@ def _components(nodes: Iterable[str], arrows: Iterable[tuple[str, str]]) -> list
                 if work:
                     low[work[-1][0]] = min(low[work[-1][0]], low[node])
                 if low[node] == index[node]:
-                    component = []
+                    component: list[str] = []
                     while not component or component[-1] != node:
                         component.append(stack.pop())
                         on_stack.discard(component[-1])

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -35,14 +36,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hvdext.arguments import suggests_keywords
-from hvdext.placement.graph import Graph, Tensor
+from hvdext.placement.graph import Graph, Layer, Tensor
 from hvdext.placement.ordering import units_of
 from hvdext.placement.partition import arrivals, cheapest, partition, run_sums
 
 if TYPE_CHECKING:
     import keras
 
-BALANCES = ("parameters", "memory", "flops", "measured")
+_LOADS: Mapping[str, Callable[[Layer], float]] = {
+    "parameters": lambda layer: layer.parameters,
+    "flops": lambda layer: layer.flops,
+    "measured": lambda layer: layer.seconds,
+}
+BALANCES = (*_LOADS, "memory")
 
 
 @suggests_keywords
@@ -101,7 +107,7 @@ def plan(
     arriving = arrivals(len(units), _tensors_between(graph, units))
     memory = run_sums(_per_unit(graph, units, lambda layer: memory_of(layer, batch_size, slots)))
     memory = memory + batch_size * arriving
-    load = memory if balance == "memory" else run_sums(_per_unit(graph, units, LOADS[balance]))
+    load = memory if balance == "memory" else run_sums(_per_unit(graph, units, _LOADS[balance]))
     cost = _shares(load, arriving, crossing, graph)
     may_hold = _runs_by_pins(units, pinned, places)
     if max_memory is not None:
@@ -118,22 +124,12 @@ def plan(
         raise ValueError(
             f"`pins` must leave at least one layer for each of the {places} places. Received: pins={pins!r}."
         )
-    inputs = [layer.path for layer in graph.layers if layer.is_input]
-    stages = [
-        [path for unit in units[a:b] for path in unit] for a, b in zip(borders, borders[1:], strict=False)
-    ]
-    stages[0] = inputs + stages[0]
-    return Plan(graph, tuple(map(tuple, stages)), balance, batch_size, slots, float(crossing))
+    stages = [tuple(path for unit in units[a:b] for path in unit) for a, b in itertools.pairwise(borders)]
+    stages[0] += tuple(layer.path for layer in graph.layers if layer.is_input)
+    return Plan(graph, tuple(stages), balance, batch_size, slots, float(crossing))
 
 
-LOADS: Mapping[str, Callable] = {
-    "parameters": lambda layer: layer.parameters,
-    "flops": lambda layer: layer.flops,
-    "measured": lambda layer: layer.seconds,
-}
-
-
-def memory_of(layer, batch_size: int, slots: int) -> int:
+def memory_of(layer: Layer, batch_size: int, slots: int) -> int:
     """Bytes that a layer takes in training, without what arrives from other places."""
     trained = layer.trainable_bytes * (1 + slots)
     return layer.weight_bytes + trained + batch_size * layer.activation_bytes
@@ -187,7 +183,7 @@ class Plan:
 
     Attributes:
         graph: the model.
-        stages: for each place the paths of its layers, in topological order.
+        stages: for each place the paths of its layers, in the order in which they are first called.
         balance: what the places were to get equal shares of.
         batch_size: samples whose activations count as memory.
         slots: optimizer variables per trained parameter that count as memory.
@@ -225,6 +221,9 @@ class Plan:
                 raise ValueError(f"Each place must have a layer. Received: none at place {place}.")
             if place and any(layer.is_input for layer in layers):
                 raise ValueError(f"Inputs must be at place 0. Received: {stage} at place {place}.")
+        rank = {path: number for number, path in enumerate(self.graph.by_path)}
+        ordered = tuple(tuple(sorted(stage, key=rank.__getitem__)) for stage in self.stages)
+        object.__setattr__(self, "stages", ordered)
 
     @property
     def model(self) -> str:
@@ -254,7 +253,7 @@ class Plan:
         return self.assignment[path]
 
     def layers_of(self, place: int) -> tuple[str, ...]:
-        """The paths of the layers at `place`, in topological order; at place 0 the inputs come first.
+        """The paths of the layers at `place`, in the order of their first calls, with inputs at the front.
 
         Raises:
             ValueError: if there is no such place.
@@ -262,6 +261,12 @@ class Plan:
         if not 0 <= place < self.places:
             raise ValueError(f"`place` must lie in 0 to {self.places - 1}. Received: place={place!r}.")
         return self.stages[place]
+
+    def load_of(self, layer: Layer) -> float:
+        """What `layer` adds to the load that is balanced, in its unit."""
+        if self.balance == "memory":
+            return memory_of(layer, self.batch_size, self.slots)
+        return _LOADS[self.balance](layer)
 
     @functools.cached_property
     def crossings(self) -> tuple[Crossing, ...]:
@@ -356,7 +361,7 @@ class Plan:
         memory = sum(memory_of(layer, self.batch_size, self.slots) for layer in layers)
         memory += self.batch_size * arriving
         whole = self._whole_load
-        load = memory if self.balance == "memory" else sum(map(LOADS[self.balance], layers))
+        load = memory if self.balance == "memory" else sum(map(self.load_of, layers))
         share = load / whole if whole else 0.0
         return PlaceCost(
             layers=sum(not layer.is_input for layer in layers),
@@ -372,9 +377,7 @@ class Plan:
 
     @functools.cached_property
     def _whole_load(self) -> float:
-        if self.balance == "memory":
-            return sum(memory_of(layer, self.batch_size, self.slots) for layer in self.graph.layers)
-        return sum(map(LOADS[self.balance], self.graph.layers))
+        return sum(map(self.load_of, self.graph.layers))
 
 
 # -- the pieces of `plan` ---------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Reads a Keras model: its layers' calls in order, nested models flattened, and from them the `Graph` of a plan."""
+"""Reads a Keras model: its layers' calls, nested models flattened, and from them the `Graph` of a plan."""
 
 from __future__ import annotations
 
@@ -233,6 +233,7 @@ def _nodes(function) -> Iterator[Any]:
 
 def _graph(calls: Calls) -> Graph:
     function = function_of(calls.model)
+    assert function is not None, "calls_of refuses such a model"
     batch = function.inputs[0].shape[0] if function.inputs[0].shape else None
     made: dict[str, tuple[str, Any]] = {}  # producer and symbolic tensor by name
     takers: dict[str, dict[str, None]] = {}
@@ -324,8 +325,8 @@ def _unreadable(model) -> str:
             f"model.build((None, ...)). Received: the Sequential model {model.name!r}, which is not."
         )
     return (
-        "`model` must be a Sequential or functional model: in a subclassed one the layers' order stands in Python "
-        "code that cannot be read. Give its layers as a functional model, "
-        "keras.Model(inputs, outputs) with outputs = layer(...) one after another; a layer that you have written "
-        f"yourself may stay as it is and is placed as a whole. Received: {name}."
+        "`model` must be a Sequential or functional model: the order of a subclassed model's layers stands in "
+        "Python code, which cannot be read. Give its layers as a functional model, keras.Model(inputs, outputs), "
+        "where each is called on what another returns; a layer of your own may stay as it is and is placed as a "
+        f"whole. Received: {name}."
     )
