@@ -82,6 +82,7 @@ class Grid:
         ]
         # Slices first: the order of registration must be the same on all ranks.
         register(comm, [one for row in reversed(sets) for one in row])
+        register(comm, [ProcessSet(pair) for row in sets[1] for pair in neighbours(row.ranks)])
         me = comm.ranks[comm.rank]
         mine = [next(one for one in row if me in one.ranks) for row in sets]
         self.data, self.pipeline, self.slices = (comm.subset(one) for one in mine)
@@ -140,6 +141,12 @@ def groups(shape: Axes, axis: int) -> list[list[int]]:
     """
     ranks = np.moveaxis(np.arange(np.prod(shape)).reshape(shape), axis, -1)
     return ranks.reshape(-1, shape[axis]).tolist()
+
+
+def neighbours(ranks: Sequence[int]) -> list[tuple[int, int]]:
+    """The pairs of ranks that stand beside each other in a ring, each once."""
+    ring = zip(ranks, [*ranks[1:], ranks[0]], strict=True)
+    return sorted({(min(pair), max(pair)) for pair in ring if pair[0] != pair[1]})
 
 
 def register(comm: Communicator, sets: Sequence[ProcessSet]) -> None:
