@@ -53,6 +53,7 @@ _HOMES = {
     "mpi_enabled": "hvdext.build_info",
     "mpi_threads_supported": "hvdext.build_info",
     "nccl_built": "hvdext.build_info",
+    "pipeline": "hvdext.placement.pipeline",
     "plan": "hvdext.placement.plan",
     "rank": "hvdext.runtime",
     "reducescatter": "hvdext.collectives",

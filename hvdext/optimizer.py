@@ -386,7 +386,7 @@ class ApplyHook:
         with tf.init_scope():  # eagerly, also while Keras traces its training step
             settings = {
                 "optimizer": type(outer).__name__,
-                "configuration": _configuration(self.optimizer),
+                "configuration": configuration(self.optimizer),
                 "backward_passes_per_step": accumulator.passes if accumulator else 1,
                 "average_aggregated_gradients": accumulator.average if accumulator else None,
                 "uneven batches": self._roll_call is not None,
@@ -488,7 +488,8 @@ def _common_kinds(comm, subject, kinds, variables):
     return next((kinds for kinds, _ in everyone if kinds is not None), None)
 
 
-def _configuration(optimizer):
+def configuration(optimizer):
+    """The settings of `optimizer` that must agree among ranks, to compare by their `repr`."""
     try:
         return _plain_settings(optimizer.get_config())
     except NotImplementedError:  # a schedule of the user's own that cannot be saved; it can train

@@ -41,7 +41,11 @@ class Runner:
     recompute: bool
 
     def forward(
-        self, program: Sequence[Action], inputs: Sequence, after: tf.Tensor, take_losses: Callable[[list], None]
+        self,
+        program: Sequence[Action],
+        inputs: Sequence,
+        after: tf.Tensor,
+        take_losses: Callable[[list], None],
     ) -> list[list[tf.Tensor]]:
         """Runs a program of forward passes.
 
@@ -191,9 +195,10 @@ class _Batch:
             kept.taken = [tf.identity(tensor) for tensor in kept.taken]
         kept.tape = self._watch(stage, kept)
         with kept.tape:
-            with keras.StatelessScope(kept.state, collect_losses=True):
+            with keras.StatelessScope(kept.state, collect_losses=True) as scope:
                 kept.given = stage(kept.taken, training=True)
-                losses = stage.losses
+            # What layers have added is in the scope; outside, the stage has the penalties of its weights only.
+            losses = [*scope.losses, *stage.losses]
             kept.target = self._objective(k, self._if_last(chunk, kept.given), losses)
 
     def _watch(self, stage, kept: _Kept) -> tf.GradientTape:

@@ -75,7 +75,9 @@ def problem_of(schedule: str, ranks: int, chunks: int, microbatches: int) -> str
     One rank on its own may hold any number of chunks under each schedule.
     """
     if schedule not in SCHEDULES:
-        return f"`schedule` must be one of {', '.join(map(repr, SCHEDULES))}. Received: schedule={schedule!r}."
+        return (
+            f"`schedule` must be one of {', '.join(map(repr, SCHEDULES))}. Received: schedule={schedule!r}."
+        )
     if isinstance(microbatches, bool) or not isinstance(microbatches, int) or microbatches < 1:
         return f"`microbatches` must be an integer of at least 1. Received: microbatches={microbatches!r}."
     if ranks == 1:

@@ -76,11 +76,14 @@ def cut(calls: Calls, plan: Plan) -> list[Chunk]:
         made.update(dict.fromkeys(call.outputs, place))
         if getattr(call.operation, "weights", None) or weighted.intersection(call.inputs):
             weighted.update(call.outputs)
+    # Where layers take masks, the graph says so: masks are tensors as others. Fastened to the outputs they matter to
+    # the loss, and then they have to come along all the way.
+    with_masks = any(_mask_of(tensors[name]) is not None for name in calls.outputs)
     boundaries = [[_parcel(n, tensors[n], False) for n in calls.inputs]]
     for place in range(plan.places - 1):
         names = [name for name in made if made[name] <= place < needed.get(name, -1)]
-        boundaries.append(_parcels(names, tensors, weighted))
-    boundaries.append(_parcels(dict.fromkeys(calls.outputs), tensors, weighted))
+        boundaries.append(_parcels(names, tensors, weighted, with_masks))
+    boundaries.append(_parcels(dict.fromkeys(calls.outputs), tensors, weighted, with_masks))
     return [
         Chunk(
             place,
@@ -128,14 +131,16 @@ class Stage(keras.layers.Layer):
         return None
 
     def _given(self, tensor, parcel):
-        mask = getattr(tensor, "_keras_mask", None)
-        masked = any(p.is_mask and p.name == parcel.name for p in self.chunk.gives)
-        if (mask is not None) != masked:
+        given = _mask_of(tensor) if parcel.is_mask else tensor
+        if given is None:
             raise RuntimeError(
-                f"Tensor {parcel.name!r} has {'a' if masked else 'no'} mask in the model's graph and "
-                f"{'none' if masked else 'one'} when it runs."
+                f"Tensor {parcel.name!r} has a mask in the model's graph and none when it runs."
             )
-        return tf.identity(mask if parcel.is_mask else tensor)
+        return tf.identity(given)
+
+
+def _mask_of(tensor):
+    return getattr(tensor, "_keras_mask", None)
 
 
 def _symbolic_tensors(calls: Calls) -> dict[str, Any]:
@@ -147,13 +152,13 @@ def _symbolic_tensors(calls: Calls) -> dict[str, Any]:
     return tensors
 
 
-def _parcels(names, tensors, weighted) -> list[Parcel]:
+def _parcels(names, tensors, weighted, with_masks) -> list[Parcel]:
     parcels = []
     for name in names:
         tensor = tensors[name]
         parcels.append(_parcel(name, tensor, name in weighted))
-        mask = getattr(tensor, "_keras_mask", None)
-        if mask is not None:
+        mask = _mask_of(tensor)
+        if with_masks and mask is not None:
             parcels.append(Parcel(name, _spec(mask), is_mask=True))
     return parcels
 
