@@ -21,6 +21,7 @@ pytest.register_assert_rewrite(
     "elastic_programs",
     "exchange_programs",
     "overflow_programs",
+    "pipeline_programs",
     "process_set_programs",
     "refusal_programs",
     "runtime_programs",

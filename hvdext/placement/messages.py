@@ -69,8 +69,9 @@ def unpack(message: tf.Tensor, specs: Sequence[Spec]) -> list[tf.Tensor]:
 class Channel:
     """Sends messages to one other rank and receives messages from it.
 
-    A transfer is an alltoall of the two ranks in which only one has rows to send: the receiver needs to know neither
-    shape nor length. Both ranks call it under the same name, and in one common order if they have several to make.
+    A transfer is an alltoall of the two ranks in which only one has rows to send: the receiver needs to know
+    neither shape nor length. Both ranks call it under the same name, and in one common order if they have
+    several to make.
 
     Args:
         pair: the communicator of the two ranks.
@@ -91,8 +92,8 @@ class Channel:
         Args:
             specs: what they are.
             name: of the transfer.
-            after: nothing is exchanged before this tensor is there. Without it a step that ends for want of data
-                would wait for a message that nobody sends.
+            after: nothing is exchanged before this tensor is there. Without it a step that ends for want of
+                data would wait for a message that nobody sends.
         """
         with tf.control_dependencies([after]):
             nothing = tf.identity(tf.zeros([0], tf.uint8))

@@ -45,29 +45,31 @@ def pipeline(
     model.save("model.keras")  # on every rank: the whole model, for plain Keras
     ```
 
-    Every rank calls it with the same arguments. A batch is cut into micro-batches of equally many rows, which follow
-    each other through the stages; the update is that of the whole batch.
+    Every rank calls it with the same arguments. A batch is cut into micro-batches of equally many rows, which
+    follow each other through the stages; the update is that of the whole batch.
 
     Args:
-        model: a function without arguments that returns a Sequential or functional model (no rank then ever holds more
-            than its stage), or such a model, built: its values are copied and it stays as it is.
-        plan: which layer is where (`hvd.plan`): as many places as the pipeline has ranks; a multiple of that for
-            "interleaved"; any number on one rank alone.
-        microbatches: into how many a batch is cut; must divide its rows. Increase it for less waiting at the start and
-            the end of a batch: ranks work for m / (m + p - 1) of the time at best.
-        schedule: "1f1b" (forward and backward passes in turns: rank r of p keeps the activations of p - r micro-batches),
-            "gpipe" (all forward passes, then all backward: those of m) or "interleaved" (1f1b over several places per
-            rank: place i is on rank i mod p, less waiting and more messages; `microbatches` must be a multiple of p).
+        model: a function without arguments that returns a Sequential or functional model (no rank then ever
+            holds more than its stage), or such a model, built: its values are copied and it stays as it is.
+        plan: which layer is where (`hvd.plan`): as many places as the pipeline has ranks; a multiple of that
+            for "interleaved"; any number on one rank alone.
+        microbatches: into how many a batch is cut; must divide its rows. Increase it for less waiting at the
+            start and the end of a batch: ranks work for m / (m + p - 1) of the time at best.
+        schedule: "1f1b" (forward and backward passes in turns: rank r of p keeps the activations of p - r
+            micro-batches), "gpipe" (all forward passes, then all backward: those of m) or "interleaved" (1f1b
+            over several places per
+            rank: place i is on rank i mod p, less waiting and more messages; `microbatches` must be a
+                multiple of p).
         grid: a `hvd.Grid`, for several pipelines side by side; None: all ranks are one pipeline.
-        recompute: keep only what enters a stage, and make its forward pass once more before its backward pass: less
-            memory for a third more work.
+        recompute: keep only what enters a stage, and make its forward pass once more before its backward
+            pass: less memory for a third more work.
 
     Returns:
         A Keras model of this rank's layers.
 
     Raises:
-        ValueError: on every rank alike, if an argument breaks its rule or the ranks' arguments differ; if the model
-            cannot be cut, or `plan` is a plan for another one.
+        ValueError: on every rank alike, if an argument breaks its rule or the ranks' arguments differ; if the
+            model cannot be cut, or `plan` is a plan for another one.
         RuntimeError: if `hvd.init()` has not been called.
     """
     grid = grid if grid is not None else Grid(pipeline=current().size)
@@ -120,7 +122,7 @@ def _check_arguments(comm: Communicator, model, plan, microbatches, schedule, re
 
 
 def _without_values(model):
-    """The model's graph, and a function that gives the value of one of its variables; None: the initial one."""
+    """The model's graph, and a function that gives a variable's value; None: the initial one."""
     if not isinstance(model, keras.Model):
         whole, scope = unallocated(model)
         return whole, scope.get_current_value

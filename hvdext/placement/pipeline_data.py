@@ -1,4 +1,4 @@
-"""What a pipeline's ranks are given as data: what is missing, whether micro-batches fit, whether ranks agree."""
+"""What a pipeline's ranks are given as data: is it complete, do micro-batches fit, do ranks agree?"""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ def complete(x: Any, y: Any, *, needs_x: bool, needs_y: bool, rank: int) -> tupl
     """`x` and `y` as Keras needs them on a rank that was given what its stages need.
 
     Args:
-        x: arrays, a data set, or None where the first stage is elsewhere and `y` says how many rows there are.
+        x: arrays, a data set, or None where the first stage is elsewhere and `y` says how many rows there
+            are.
         y: targets, or None.
         needs_x: whether the first stage is here.
         needs_y: whether the last stage is here.
@@ -29,7 +30,8 @@ def complete(x: Any, y: Any, *, needs_x: bool, needs_y: bool, rank: int) -> tupl
         )
     if needs_y and y is None and is_arrays(x):
         raise ValueError(
-            f"`y` must be given on the rank of the last stage. Received: y=None on rank {rank} of the pipeline."
+            "`y` must be given on the rank of the last stage. "
+            f"Received: y=None on rank {rank} of the pipeline."
         )
     if x is None:
         x = NoValues(first_rows(y))
@@ -60,7 +62,7 @@ def first_rows(x: Any) -> int:
 
 
 def microbatch_problem(microbatches: int, rows: int, batch_size: int) -> str | None:
-    """What is wrong if batches of `batch_size` out of `rows` rows are cut into micro-batches; None if nothing is."""
+    """What is wrong with micro-batches of batches of `batch_size` rows out of `rows`; None if nothing."""
     sizes = {min(rows, batch_size), rows % batch_size} - {0}
     wrong = sorted(size for size in sizes if size % microbatches)
     if not wrong:

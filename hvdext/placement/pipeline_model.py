@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 import numpy as np
@@ -24,7 +23,7 @@ from hvdext.placement.pipeline_data import complete, digest, first_rows, is_arra
 from hvdext.placement.reading import function_of
 from hvdext.placement.running import Runner
 from hvdext.placement.schedule import Action
-from hvdext.placement.stages import Stage
+from hvdext.placement.update_order import update_in_turn
 from hvdext.placement.whole_model import WholeModel
 
 
@@ -46,12 +45,12 @@ class Settings:
 class PipelineModel(keras.Model):
     """The part of a model that one rank of a pipeline holds; `hvd.pipeline` makes it.
 
-    It is used as any Keras model, by all ranks of the pipeline together: every rank calls `compile`, `fit`, `evaluate`,
-    `predict`, `save`, ... with the same arguments and callbacks. Its weights, layers and optimizer slots are those of
-    this rank's stages.
+    It is used as any Keras model, by all ranks of the pipeline together: every rank calls `compile`, `fit`,
+    `evaluate`, `predict`, `save`, ... with the same arguments and callbacks. Its weights, layers and
+    optimizer slots are those of this rank's stages.
 
-    Data: the first stage needs `x`, the last one `y` and `sample_weight`; what else a rank is given counts by its number
-    of rows only, and may be None. Losses and metrics are the whole model's, on every rank.
+    Data: the first stage needs `x`, the last one `y` and `sample_weight`; what else a rank is given counts by
+    its number of rows only, and may be None. Losses and metrics are the whole model's, on every rank.
 
     Attributes:
         stages: this rank's chunks of the model, as layers.
@@ -64,7 +63,8 @@ class PipelineModel(keras.Model):
         self.whole = whole
         self.stages = list(runner.stages.values())
         self.microbatches = settings.microbatches
-        self.output_names = list(whole.model.output_names)
+        if hasattr(whole.model, "output_names"):  # which Keras names losses and metrics by
+            self.output_names = list(whole.model.output_names)
         self._comm = whole.comm
         self._runner = runner
         self._settings = settings
@@ -80,20 +80,23 @@ class PipelineModel(keras.Model):
         """As `keras.Model.compile`; all ranks pass the same.
 
         Raises:
-            ValueError: without a loss, with `jit_compile=True` (XLA cannot compile the engine's collectives), or with
-                `global_clipnorm` where its norm cannot be made over all stages.
+            ValueError: without a loss, with `jit_compile=True` (XLA cannot compile the engine's collectives),
+                or with `global_clipnorm` where its norm cannot be made over all stages.
         """
         if jit_compile is True:
             raise ValueError(
-                "`jit_compile` must be False or 'auto' for a pipeline: XLA cannot compile the engine's collectives. "
-                "Received: jit_compile=True."
+                "`jit_compile` must be False or 'auto' for a pipeline: XLA cannot compile the engine's "
+                "collectives. Received: jit_compile=True."
             )
         if loss is None:
             raise ValueError("`loss` must be given for a pipeline. Received: loss=None.")
         super().compile(optimizer, loss, jit_compile=False, **options)
         self._is_prepared = False
         if self.optimizer is not None:
-            self._clip_over_stages(innermost(self.optimizer))
+            target = innermost(self.optimizer)
+            self._clip_over_stages(target)
+            for one in getattr(target, "optimizers", [target]):
+                update_in_turn(one)
 
     def fit(
         self,
@@ -113,8 +116,8 @@ class PipelineModel(keras.Model):
         Data sets must give the same batches in the same order on every rank. Arrays are shuffled alike.
 
         Raises:
-            ValueError: if `microbatches` does not divide a batch's rows, or x or y is missing where it is needed; on
-                every rank alike, if the first batches of the ranks differ.
+            ValueError: if `microbatches` does not divide a batch's rows, or x or y is missing where it is
+                needed; on every rank alike, if the first batches of the ranks differ.
         """
         self._assert_compile_called("fit")
         x, y = self._complete(x, y)
@@ -169,8 +172,8 @@ class PipelineModel(keras.Model):
     def save(self, filepath: str | os.PathLike, overwrite: bool = True, **options) -> None:
         """Writes the whole model, with the optimizer's state, as one file that opens in plain Keras.
 
-        Every rank calls it; the first one gathers the weights, which takes as much memory as the whole model and its
-        optimizer, and writes. Callbacks such as `keras.callbacks.ModelCheckpoint` do so on all ranks.
+        Every rank calls it; the first one gathers the weights, which takes as much memory as the whole model
+        and its optimizer, and writes. Callbacks such as `keras.callbacks.ModelCheckpoint` do so on all ranks.
         """
         config = {**self.get_compile_config(), "jit_compile": "auto"} if self.compiled else {}
         optimizer = self.optimizer if self.compiled else None
@@ -185,9 +188,9 @@ class PipelineModel(keras.Model):
         self.whole.load_weights(filepath, **options)
 
     def load_checkpoint(self, filepath: str | os.PathLike) -> None:
-        """Reads this rank's weights and optimizer state from a `.keras` file that `save` or plain Keras has written.
+        """Reads this rank's weights and optimizer state from a `.keras` file of the whole model.
 
-        The model must be compiled, with an optimizer of the same kind.
+        `save` or plain Keras has written it. The model must be compiled, with an optimizer of the same kind.
 
         Raises:
             ValueError: if it is not, or the file holds no such optimizer's state.
@@ -232,7 +235,8 @@ class PipelineModel(keras.Model):
             first = next(i for i, gradient in enumerate(gradients) if gradient is not None)
             gradients[first] = map_gradient(lambda g: g + tf.cast(poison, g.dtype), gradients[first])
         self._loss_tracker.update_state(loss, sample_weight=rows)
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        # Backward: the last layer's gradient is complete first.
+        self.optimizer.apply_gradients(zip(gradients[::-1], variables[::-1], strict=True))
         return self.get_metrics_result()
 
     def test_step(self, data):
@@ -271,7 +275,7 @@ class PipelineModel(keras.Model):
         )
 
     def _forward(self, x, rows, take_losses):
-        """Outputs by micro-batch. Rows that are missing in the last one are made up of the batch's last row."""
+        """Outputs by micro-batch. What the last one lacks is filled up with the batch's last row."""
         inputs = []
         if self._is_first:
             padded = -(-rows // self.microbatches) * self.microbatches
@@ -320,7 +324,8 @@ class PipelineModel(keras.Model):
     def _shares(self, sample_weight, weights) -> list:
         """What each micro-batch's loss counts for.
 
-        Means over samples have 1/m each and sums 1. A mean that divides by the sum of its weights counts by them.
+        Means over samples have 1/m each and sums 1. A mean that divides by the sum of its weights counts by
+        them.
         """
         if not self._is_last:
             return []
@@ -329,15 +334,16 @@ class PipelineModel(keras.Model):
         sums = [kind for kind in kinds if kind == "sum"]
         if sums and len(kinds) > 1:
             raise ValueError(
-                f"`loss` must have one kind of reduction for all outputs of a pipeline. Received: {sorted(kinds)}."
+                "`loss` must have one kind of reduction for all outputs of a pipeline. "
+                f"Received: {sorted(kinds)}."
             )
         if sums:
             return [1.0] * self.microbatches
         if "mean_with_sample_weight" in kinds and sample_weight is not None:
             if keras.tree.is_nested(sample_weight) or len(kinds) > 1:
                 raise ValueError(
-                    "`sample_weight` must be one array, and reduction='mean_with_sample_weight' that of all outputs. "
-                    f"Received: reductions {sorted(kinds)}."
+                    "`sample_weight` must be one array, and the reduction that of all outputs, with "
+                    f"reduction='mean_with_sample_weight'. Received: reductions {sorted(kinds)}."
                 )
             total = tf.reduce_sum(tf.cast(sample_weight, tf.float32))
             return [tf.math.divide_no_nan(tf.reduce_sum(tf.cast(w, tf.float32)), total) for w in weights]
@@ -369,7 +375,7 @@ class PipelineModel(keras.Model):
         return [variable for metric in metrics for variable in metric.variables]
 
     def _share(self, losses: list, overflow: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
-        """Sums losses and overflows over the stages; the states of metrics on the last rank become everybody's.
+        """Sums losses and overflows over the stages; the last rank's metrics become everybody's.
 
         Called by all ranks once per batch.
 
@@ -387,7 +393,7 @@ class PipelineModel(keras.Model):
             states = [tf.zeros_like(state) for state in states]
         mine = tf.concat([tf.stack([loss, overflow]), *states], 0)
         (total,) = self._comm.allreduce([mine], f"hvdext.pipeline.{self._runner.name}.results")
-        if not self._is_last:
+        if variables and not self._is_last:
             parts = tf.split(total[2:], [math.prod(v.shape) for v in variables])
             for variable, part in zip(variables, parts, strict=True):
                 variable.assign(tf.reshape(tf.cast(part, variable.dtype), variable.shape))
@@ -417,8 +423,9 @@ class PipelineModel(keras.Model):
         hook = hook_of(optimizer)
         if len(members) > 1 or (hook is not None and hook.has_keras_accumulation):
             raise ValueError(
-                "`global_clipnorm` must be None for a pipeline with a MultiOptimizer, or with a DistributedOptimizer "
-                f"that has gradient_accumulation_steps. Received: global_clipnorm={optimizer.global_clipnorm}."
+                "`global_clipnorm` must be None for a pipeline with a MultiOptimizer, or with a "
+                "DistributedOptimizer that has gradient_accumulation_steps. "
+                f"Received: global_clipnorm={[member.global_clipnorm for member in members]}."
             )
         comm, name = self._comm, f"hvdext.pipeline.{self._runner.name}.norm"
 
@@ -450,7 +457,7 @@ class PipelineModel(keras.Model):
         self._is_prepared = True
 
     def _prepare(self, x, y, sample_weight) -> None:
-        """Compares settings and the first batch over the ranks, and builds metrics and optimizer on all of them."""
+        """Compares settings and first batches; builds metrics and optimizer, also where they are idle."""
         facts = {
             "optimizer": type(self.optimizer).__name__,
             "configuration": configuration(innermost(self.optimizer)),
@@ -467,8 +474,8 @@ class PipelineModel(keras.Model):
             differ = {s[what] for s, _ in everyone if s[what] is not None}
             if len(differ) > 1:
                 raise ValueError(
-                    f"`{what}` must have the same batches in the same order on all ranks of a pipeline that are given "
-                    "one: shuffle with the same seed on all. "
+                    f"`{what}` must have the same batches in the same order on all ranks of a pipeline that "
+                    "are given one: shuffle with the same seed on all. "
                     f"Received: first batches that differ, by rank: {[s[what] for s, _ in everyone]}."
                 )
         y, sample_weight = everyone[self._runner.last % self._comm.size][1]
@@ -487,7 +494,7 @@ class PipelineModel(keras.Model):
         build(self.optimizer, self.trainable_variables or [self._stand_in.variable])
 
     def _shuffle_alike(self) -> None:
-        """Keras shuffles arrays by TensorFlow's global seed: if it differs between ranks, rank 0's or a new one."""
+        """Keras shuffles arrays by TensorFlow's global seed: all ranks get one, if they differ."""
         seeds = self._comm.allgather_object(eager_context.global_seed(), "hvdext.pipeline.seed")
         if len(set(seeds)) > 1 or seeds[0] is None:
             fresh = int(np.random.default_rng().integers(2**31)) if seeds[0] is None else seeds[0]
@@ -498,7 +505,7 @@ class PipelineModel(keras.Model):
 
 
 class _StandIn:
-    """What a stage without trained weights trains, so that its optimizer counts along; not a weight of the model."""
+    """Trained by a stage without trained weights, whose optimizer counts along; no weight of the model."""
 
     @functools.cached_property
     def variable(self) -> keras.Variable:

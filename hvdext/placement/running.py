@@ -29,7 +29,8 @@ class Runner:
         boundaries: for each pair of neighbouring chunks what travels.
         channels: to the other ranks, by rank.
         name: part of the messages' names.
-        recompute: whether a forward pass keeps only what came in, and is made once more before its backward pass.
+        recompute: whether a forward pass keeps only what came in, and is made once more before its backward
+            pass.
     """
 
     rank: int
@@ -70,12 +71,12 @@ class Runner:
             program: this rank's actions.
             inputs: as in `forward`.
             after: as in `forward`.
-            objective: called once for each pass: makes of the model's outputs (None except in the last chunk) and of
-                the additional losses what is differentiated. The gradients of all passes are summed.
+            objective: called once for each pass: makes of the model's outputs (None except in the last chunk)
+                and of the additional losses what is differentiated. The gradients of all passes are summed.
 
         Returns:
-            The model's outputs as in `forward`, and the gradients by the id of their variable (None where there is
-            none).
+            The model's outputs as in `forward`, and the gradients by the id of their variable (None where
+            there is none).
         """
         batch = _Batch(self, inputs, after, objective, training=True)
         outputs = batch.run(program)
@@ -190,14 +191,15 @@ class _Batch:
     def _repeat(self, stage, kept: _Kept, chunk: int, k: int, after: list) -> None:
         """The forward pass once more, with the same random numbers, leaving the statistics as they are."""
         with tf.control_dependencies(after):
-            # New tensors, which wait for the gradients: otherwise this pass would run at once, and TensorFlow would
-            # find that it has been made already.
+            # New tensors, which wait for the gradients: otherwise this pass would run at once, and TensorFlow
+            # would find that it has been made already.
             kept.taken = [tf.identity(tensor) for tensor in kept.taken]
         kept.tape = self._watch(stage, kept)
         with kept.tape:
             with keras.StatelessScope(kept.state, collect_losses=True) as scope:
                 kept.given = stage(kept.taken, training=True)
-            # What layers have added is in the scope; outside, the stage has the penalties of its weights only.
+            # What layers have added is in the scope; outside, the stage has the penalties of its weights
+            # only.
             losses = [*scope.losses, *stage.losses]
             kept.target = self._objective(k, self._if_last(chunk, kept.given), losses)
 
@@ -214,7 +216,7 @@ class _Batch:
     # -- order and sums ------------------------------------------------------------------------------
 
     def _in_turn(self, tensors: list) -> list:
-        """`tensors`, once the pass before has ended: a rank that works on two at a time finishes neither soon."""
+        """`tensors`, once the pass before has ended: two at a time would both end late."""
         with tf.control_dependencies(self._barrier):
             return [tf.identity(tensor) for tensor in tensors]
 

@@ -1,20 +1,23 @@
 """In which order the ranks of a pipeline compute micro-batches and exchange them. Pure: lists of actions.
 
-A model is cut into chunks. Chunk c runs on rank c mod p, so that with as many chunks as ranks each holds one, and
-with v times as many each holds v ("interleaved"). A batch is cut into m micro-batches. F is a forward pass of one
-chunk on one micro-batch, B its backward pass, which takes about twice as long.
+A model is cut into chunks. Chunk c runs on rank c mod p, so that with as many chunks as ranks each holds
+one, and with v times as many each holds v ("interleaved"). A batch is cut into m micro-batches. F is a
+forward pass of one chunk on one micro-batch, B its backward pass, which takes about twice as long.
 
-    gpipe        all F, then all B: m micro-batches' activations are kept            (Huang 2019, arXiv:1811.06965)
-    1f1b         F and B in turns as soon as possible: at most p - rank are kept     (Narayanan 2019, arXiv:1806.03377)
-    interleaved  1f1b over v chunks per rank: the start and end take 1/v of the time (Narayanan 2021, arXiv:2104.04473)
+    gpipe        all F, then all B: the activations of m micro-batches are kept
+                 (Huang 2019, arXiv:1811.06965)
+    1f1b         F and B in turns as soon as possible: at most p - rank are kept
+                 (Narayanan 2019, arXiv:1806.03377)
+    interleaved  1f1b over v chunks per rank: the start and end take 1/v of the time
+                 (Narayanan 2021, arXiv:2104.04473)
 
-The ranks wait for each other at the start and the end of a batch, which leaves them working for m / (m + (p - 1)/v) of
-the time at best (v = 1 in the first two).
+The ranks wait for each other at the start and the end of a batch, which leaves them working for
+m / (m + (p - 1)/v) of the time at best (v = 1 in the first two).
 
-**Why no order here can hang.** All actions of all ranks have one common order: that of the clock of an imagined run in
-which F takes 1 and B takes 2 units and messages take none. Each rank acts in this order. A message needs both its ranks
-at once; the earliest action that is not done has everything that it depends on behind it on every rank, so that it can
-be done, whether or not a rank works on anything else while it waits.
+**Why no order here can hang.** All actions of all ranks have one common order: that of the clock of an
+imagined run in which F takes 1 and B takes 2 units and messages take none. Each rank acts in this order. A
+message needs both its ranks at once; the earliest action that is not done has everything that it depends on
+behind it on every rank, so that it can be done, whether or not a rank works on anything else while it waits.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ class Parcel:
 class Chunk:
     """One place of a plan.
 
-    What a later chunk takes from an earlier one goes through all chunks in between: messages are between neighbours
-    only.
+    What a later chunk takes from an earlier one goes through all chunks in between: messages are between
+    neighbours only.
 
     Attributes:
         number: the place, 0 for the one that the model's inputs enter.
@@ -55,13 +55,13 @@ def cut(calls: Calls, plan: Plan) -> list[Chunk]:
     """The chunks of a model, one for each place of `plan`, which must be a plan for it.
 
     Raises:
-        ValueError: if a tensor would have to go back to an earlier place, layers at different places have a variable
-            in common, or a sparse tensor would have to travel.
+        ValueError: if a tensor would have to go back to an earlier place, layers at different places have a
+            variable in common, or a sparse tensor would have to travel.
     """
     _check_common_variables(plan)
     tensors = _symbolic_tensors(calls)
     made = dict.fromkeys(calls.inputs, 0)  # place by tensor name
-    needed = {name: plan.places - 1 for name in calls.outputs}  # the last place that takes it
+    needed = dict.fromkeys(calls.outputs, plan.places - 1)  # the last place that takes it
     weighted: set[str] = set()
     for call in calls.calls:
         place = plan.place_of(call.path)
@@ -69,15 +69,15 @@ def cut(calls: Calls, plan: Plan) -> list[Chunk]:
             if made[name] > place:
                 raise ValueError(
                     "`plan` must let tensors go to later places only. "
-                    f"Received: {call.path!r} at place {place} takes {name!r} from place {made[name]}. Plan with "
-                    "hvd.plan(..., forward_only=True), or put both layers at one place."
+                    f"Received: {call.path!r} at place {place} takes {name!r} from place {made[name]}. "
+                    "Plan with hvd.plan(..., forward_only=True), or put both layers at one place."
                 )
             needed[name] = max(place, needed.get(name, 0))
         made.update(dict.fromkeys(call.outputs, place))
         if getattr(call.operation, "weights", None) or weighted.intersection(call.inputs):
             weighted.update(call.outputs)
-    # Where layers take masks, the graph says so: masks are tensors as others. Fastened to the outputs they matter to
-    # the loss, and then they have to come along all the way.
+    # Where layers take masks, the graph says so: masks are tensors as others. Fastened to the outputs they
+    # matter to the loss, and then they have to come along all the way.
     with_masks = any(_mask_of(tensors[name]) is not None for name in calls.outputs)
     boundaries = [[_parcel(n, tensors[n], False) for n in calls.inputs]]
     for place in range(plan.places - 1):

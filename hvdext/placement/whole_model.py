@@ -1,4 +1,4 @@
-"""The whole model of a pipeline: known to every rank as a graph, its values spread over them; saved and loaded."""
+"""The whole model of a pipeline: a graph on every rank, its values spread over them; saved and loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import h5py
+import h5py  # type: ignore[import-untyped]
 import keras
 import numpy as np
 import tensorflow as tf
@@ -53,7 +53,7 @@ def slots_of(optimizer: keras.optimizers.Optimizer) -> list[Slot]:
 
 
 def common_variables(optimizer: keras.optimizers.Optimizer) -> list:
-    """The variables of a built optimizer that are the same on all stages: counters, the learning rate, loss scale."""
+    """The variables of a built optimizer that all stages have alike: counters, learning rate, loss scale."""
     own = {id(slot.variable) for slot in slots_of(optimizer)}
     return [variable for variable in optimizer.variables if id(variable) not in own]
 
@@ -136,7 +136,8 @@ class WholeModel:
             wanted = [number for number, _ in numbers]
             if group is None or any(str(number) not in group for number in wanted):
                 raise ValueError(
-                    "`path` must be a .keras file whose model was saved with the state of an optimizer of this kind. "
+                    "`path` must be a .keras file whose model was saved with the state of an optimizer "
+                    "of this kind. "
                     f"Received: path={str(path)!r} with {whole} optimizer variables."
                 )
             for number, variable in numbers:
@@ -197,7 +198,7 @@ class WholeModel:
         return {i: places[id(v)] for i, v in enumerate(trained) if id(v) in places}
 
     def _gather_optimizer(self, optimizer) -> tuple[list, dict] | None:
-        """The common variables' values, and on rank 0 the slots' bytes by kind and index in the whole model."""
+        """The common variables' values, and the slots' bytes by kind and index in the whole model."""
         has_state = optimizer is not None and optimizer.built and not _is_composed(optimizer)
         mine = {}
         if has_state:

@@ -171,3 +171,13 @@ def test_sync_monitor(tmp_path):
     assert (tmp_path / "sync.png").read_bytes().startswith(b"\x89PNG")
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
     assert "sync/divergence/" in (tmp_path / "epochs.csv").read_text()
+
+
+def test_train_pipeline(tmp_path):
+    arguments = ["--epochs", "3", "--schedule", "interleaved", "--output", str(tmp_path)]
+    lines = _lines_of("train_pipeline.py", *arguments)
+    first, second = _numbers(lines, r"weights by rank: \[(\d+), (\d+)\]")
+    (accuracy,) = _numbers(lines, r"test accuracy (\S+), loss")
+    whole, again = _numbers(lines, r"the file, (\d+) weights, in plain Keras: test accuracy (\S+)")
+    assert whole == first + second
+    assert again == accuracy > 0.8

@@ -1,4 +1,4 @@
-"""Orders of passes and messages: complete, right, deadlock-free, as fast and as sparing as their papers say."""
+"""Orders of passes and messages: complete, right, without deadlock, as fast as their papers say."""
 
 from __future__ import annotations
 
@@ -34,9 +34,11 @@ SETTINGS = [
 
 
 def run(actions):
-    """Runs the ranks' programs where each rank does one thing at a time and both ends of a message wait for it.
+    """Runs the ranks' programs where each rank does one thing at a time and both ends of a message wait for
+    it.
 
-    This is the strictest way to run them: no rank prefetches, and nothing is buffered. Returns what was done, in order.
+    This is the strictest way to run them: no rank prefetches, and nothing is buffered. Returns what was done,
+    in order.
     """
     chunks = 1 + max(a.chunk for program in actions for a in program if isinstance(a, Compute))
     heads = [0] * len(actions)
@@ -104,7 +106,7 @@ def test_every_pass_and_message_once_and_nobody_waits_for_ever(settings):
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_forward_only(settings):
-    _schedule, ranks, chunks, microbatches = settings
+    _schedule, _ranks, chunks, microbatches = settings
     log = run(programs(*settings, training=False))
     assert all(a.kind in ("forward", "activations") for a in log)
     assert sum(isinstance(a, Compute) for a in log) == chunks * microbatches
@@ -143,7 +145,7 @@ def test_messages_of_one_micro_batch_by_hand():
 
 @pytest.mark.parametrize("settings", [s for s in SETTINGS if s[1] > 1], ids=str)
 def test_time_is_that_of_the_formula(settings):
-    """Passes of 3 units per chunk and micro-batch: with v chunks per rank m v of them, plus p - 1 at the ends."""
+    """3 units per chunk and micro-batch; with v chunks per rank m v times, and p - 1 at the ends."""
     schedule, ranks, chunks, microbatches = settings
     orders = [computes(schedule, rank, ranks, chunks, microbatches) for rank in range(ranks)]
     starts = clock(orders, chunks)
@@ -154,7 +156,7 @@ def test_time_is_that_of_the_formula(settings):
 
 
 def test_what_is_kept():
-    for rank, program in enumerate(programs("gpipe", 4, 4, 8)):
+    for program in programs("gpipe", 4, 4, 8):
         assert kept(program) == 8
     for rank, program in enumerate(programs("1f1b", 4, 4, 8)):
         assert kept(program) == 4 - rank
