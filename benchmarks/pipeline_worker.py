@@ -17,6 +17,7 @@ import tensorflow as tf
 from measuring import peak_resident
 
 tf.config.threading.set_intra_op_parallelism_threads(1)
+tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
 def main():
@@ -27,9 +28,7 @@ def main():
     else:
         result = {"plain": train_plain, "pipeline": train_pipeline}[options.what](options)
     result["peak"] = peak_resident()
-    rank = os.environ.get("HOROVOD_RANK", "0")
-    Path(f"{options.result}.{rank}").write_text(json.dumps(result))
-    if rank == "0":
+    if os.environ.get("HOROVOD_RANK", "0") == "0":
         options.result.write_text(json.dumps(result))
 
 
@@ -75,12 +74,15 @@ def train_pipeline(options):
     model = hvd.pipeline(build, plan, options.microbatches, options.schedule, recompute=options.recompute)
     model.compile(options.optimizer, "mse")
     seconds = seconds_per_step(model, options)
-    before = hvd.traffic().get("pipeline")
-    if before is None:  # one process
-        return {"seconds": seconds, "bytes": 0}
+    before = sent_so_far(hvd)
     fit(model, options)
-    sent = hvd.traffic()["pipeline"].bytes - before.bytes
-    return {"seconds": seconds, "bytes": sent / options.steps}
+    sent = (sent_so_far(hvd) - before) / options.steps
+    return {"seconds": seconds, "bytes": sent, "peaks": hvd.allgather_object(peak_resident())}
+
+
+def sent_so_far(hvd):
+    traffic = hvd.traffic()
+    return traffic["pipeline"].bytes if "pipeline" in traffic else 0
 
 
 def fit(model, options):

@@ -96,7 +96,9 @@ def pipeline(
     shape = (schedule, comm.size, len(chunks), microbatches)
     training = programs(*shape, gradients=back)[comm.rank]
     inference = programs(*shape, training=False)[comm.rank]
-    return PipelineModel(WholeModel(calls, plan, comm), runner, Settings(microbatches, training, inference))
+    return PipelineModel(
+        WholeModel(calls, plan, comm, grid.data), runner, Settings(microbatches, training, inference)
+    )
 
 
 def _check_arguments(comm: Communicator, model, plan, microbatches, schedule, recompute) -> None:
@@ -147,7 +149,7 @@ def _give_values(stages, value_of, replicas: Communicator) -> None:
     weights = [variable for stage in stages for variable in stage.weights]
     if replicas.size == 1 or not weights:
         return
-    values = replicas.broadcast([v.value for v in weights], 0, "hvdext.pipeline.start")
+    values = replicas.broadcast([v.value for v in weights], 0, "hvdext.placement.start")
     for variable, value in zip(weights, values, strict=True):
         variable.assign(value)
 

@@ -229,7 +229,7 @@ class PipelineModel(keras.Model):
             self._update_metrics(y, self._joined(outputs), sample_weight)
         variables, gradients = self._gradients(by_variable)
         overflow = self._count_overflow(gradients)
-        loss, overflows = self._share(losses, overflow)
+        loss, overflows = self._share(losses, overflow, whole_batch)
         if overflow is not None:
             poison = tf.where(overflows > 0, float("nan"), 0.0)
             first = next(i for i, gradient in enumerate(gradients) if gradient is not None)
@@ -253,7 +253,7 @@ class PipelineModel(keras.Model):
             y_pred = self._joined(outputs, rows)
             losses.append(self._compile_loss(y, y_pred, sample_weight))
             self._update_metrics(y, y_pred, sample_weight)
-        loss, _ = self._share(losses, None)
+        loss, _ = self._share(losses, None, rows)
         self._loss_tracker.update_state(loss, sample_weight=rows)
         return self.get_metrics_result()
 
@@ -374,7 +374,7 @@ class PipelineModel(keras.Model):
         metrics = [*self._compile_loss.metrics, *([self._compile_metrics] if self._compile_metrics else [])]
         return [variable for metric in metrics for variable in metric.variables]
 
-    def _share(self, losses: list, overflow: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    def _share(self, losses: list, overflow: tf.Tensor | None, after) -> tuple[tf.Tensor, tf.Tensor]:
         """Sums losses and overflows over the stages; the last rank's metrics become everybody's.
 
         Called by all ranks once per batch.
@@ -391,7 +391,8 @@ class PipelineModel(keras.Model):
         states = [tf.reshape(tf.cast(v.value, tf.float64), [-1]) for v in variables]
         if not self._is_last:
             states = [tf.zeros_like(state) for state in states]
-        mine = tf.concat([tf.stack([loss, overflow]), *states], 0)
+        with tf.control_dependencies([after]):  # a stage may have nothing of its own to tell
+            mine = tf.concat([tf.stack([loss, overflow]), *states], 0)
         (total,) = self._comm.allreduce([mine], f"hvdext.pipeline.{self._runner.name}.results")
         if variables and not self._is_last:
             parts = tf.split(total[2:], [math.prod(v.shape) for v in variables])
@@ -469,7 +470,7 @@ class PipelineModel(keras.Model):
         structure = keras.tree.map_structure(
             lambda t: None if t is None else _Leaf(tuple(t.shape[1:]), t.dtype.name), (y, sample_weight)
         )
-        everyone = self._comm.allgather_object((seen, structure), "hvdext.pipeline.batch")
+        everyone = self._comm.allgather_object((seen, structure), "hvdext.placement.batch")
         for what in seen:
             differ = {s[what] for s, _ in everyone if s[what] is not None}
             if len(differ) > 1:
@@ -495,10 +496,10 @@ class PipelineModel(keras.Model):
 
     def _shuffle_alike(self) -> None:
         """Keras shuffles arrays by TensorFlow's global seed: all ranks get one, if they differ."""
-        seeds = self._comm.allgather_object(eager_context.global_seed(), "hvdext.pipeline.seed")
+        seeds = self._comm.allgather_object(eager_context.global_seed(), "hvdext.placement.seed")
         if len(set(seeds)) > 1 or seeds[0] is None:
             fresh = int(np.random.default_rng().integers(2**31)) if seeds[0] is None else seeds[0]
-            tf.random.set_seed(self._comm.broadcast_object(fresh, 0, "hvdext.pipeline.seed"))
+            tf.random.set_seed(self._comm.broadcast_object(fresh, 0, "hvdext.placement.seed"))
 
     def _verbose(self, verbose):
         return 0 if verbose == "auto" and not self._is_first else verbose

@@ -66,11 +66,13 @@ class WholeModel:
         calls: the model, read.
         plan: which layer is where.
         comm: the pipeline's ranks.
+        replicas: the ranks that hold the same stage in pipelines side by side; the first pipeline writes.
     """
 
     calls: Calls
     plan: Plan
     comm: Communicator
+    replicas: Communicator
     _operations: dict[str, Any] = field(init=False)
 
     def __post_init__(self):
@@ -96,26 +98,28 @@ class WholeModel:
             optimizer: this stage's optimizer, or None.
             **options: handed to `Model.save`.
         """
-        self._tell_trainable()
-        filled = self._gather_weights()
-        state = self._gather_optimizer(optimizer)
-        try:
-            if self.comm.rank == 0:
-                self._compile(compile_config, state)
-                self.model.save(path, **options)
-        finally:
-            self._forget(filled)
-        self.comm.barrier("hvdext.pipeline.saved")
+        if self.replicas.rank == 0:
+            self._tell_trainable()
+            filled = self._gather_weights()
+            state = self._gather_optimizer(optimizer)
+            try:
+                if self.comm.rank == 0:
+                    self._compile(compile_config, state)
+                    self.model.save(path, **options)
+            finally:
+                self._forget(filled)
+        self._wait_for_file()
 
     def save_weights(self, path: str | os.PathLike, **options) -> None:
         """As `save`, but the weights only (`Model.save_weights`)."""
-        filled = self._gather_weights()
-        try:
-            if self.comm.rank == 0:
-                self.model.save_weights(path, **options)
-        finally:
-            self._forget(filled)
-        self.comm.barrier("hvdext.pipeline.saved")
+        if self.replicas.rank == 0:
+            filled = self._gather_weights()
+            try:
+                if self.comm.rank == 0:
+                    self.model.save_weights(path, **options)
+            finally:
+                self._forget(filled)
+        self._wait_for_file()
 
     def load_weights(self, path: str | os.PathLike, **options) -> None:
         """Reads this rank's layers, and no others, from a file that plain Keras or `save` has written."""
@@ -163,6 +167,10 @@ class WholeModel:
                     filled.append(variable)
         return filled
 
+    def _wait_for_file(self) -> None:
+        self.comm.barrier("hvdext.placement.saved")
+        self.replicas.barrier("hvdext.placement.saved")
+
     def _forget(self, filled: Sequence) -> None:
         for variable in filled:
             variable._value = None
@@ -175,7 +183,7 @@ class WholeModel:
         data = (
             np.frombuffer(value.tobytes(), np.uint8) if mine and value is not None else np.zeros(0, np.uint8)
         )
-        return self.comm.allgather(tf.constant(data), "hvdext.pipeline.whole").numpy()
+        return self.comm.allgather(tf.constant(data), "hvdext.placement.whole").numpy()
 
     def _tell_trainable(self) -> None:
         """Layers that a rank has frozen are frozen in the saved model, too."""
@@ -184,7 +192,7 @@ class WholeModel:
             for path, operation in self._operations.items()
             if self.rank_of(path) == self.comm.rank and isinstance(operation, keras.layers.Layer)
         }
-        for flags in self.comm.allgather_object(mine, "hvdext.pipeline.trainable"):
+        for flags in self.comm.allgather_object(mine, "hvdext.placement.trainable"):
             for path, trainable in flags.items():
                 if self._operations[path].trainable != trainable:
                     self._operations[path].trainable = trainable
@@ -209,7 +217,7 @@ class WholeModel:
                 if slot.index in positions
             }
         common = [v.numpy() for v in common_variables(optimizer)] if has_state else None
-        everyone = self.comm.allgather_object((sorted(mine), common), "hvdext.pipeline.slots")
+        everyone = self.comm.allgather_object((sorted(mine), common), "hvdext.placement.slots")
         if everyone[0][1] is None:
             if optimizer is not None and _is_composed(optimizer):
                 warnings.warn(
