@@ -129,9 +129,22 @@ def _without_values(model):
         whole, scope = unallocated(model)
         return whole, scope.get_current_value
     calls_of(model)  # refuses what cannot be cut, before it is cloned
-    whole, _ = unallocated(lambda: keras.models.clone_model(model))
+    whole, _ = unallocated(lambda: keras.models.clone_model(model, clone_function=_clone))
     values = {id(mine): given for mine, given in zip(whole.variables, model.variables, strict=True)}
     return whole, lambda variable: values[id(variable)].numpy()
+
+
+def _clone(layer):
+    if isinstance(layer, keras.layers.Lambda):  # whose function Keras would have to serialize
+        return keras.layers.Lambda(
+            layer.function,
+            output_shape=layer._output_shape,
+            mask=layer.mask,
+            arguments=layer.arguments,
+            name=layer.name,
+            dtype=layer.dtype_policy,
+        )
+    return layer.__class__.from_config(layer.get_config())
 
 
 def _give_values(stages, value_of, replicas: Communicator) -> None:

@@ -14,6 +14,7 @@ import h5py  # type: ignore[import-untyped]
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.saving import saving_lib
 
 from hvdext.comm import Communicator
 from hvdext.optimizer import innermost
@@ -122,8 +123,16 @@ class WholeModel:
         self._wait_for_file()
 
     def load_weights(self, path: str | os.PathLike, **options) -> None:
-        """Reads this rank's layers, and no others, from a file that plain Keras or `save` has written."""
-        self.model.load_weights(path, objects_to_skip=self._foreign(), **options)
+        """Reads this rank's layers, and no others, from a file that plain Keras or `save` has written.
+
+        Raises:
+            ValueError: if it is no `.keras` or `.weights.h5` file.
+        """
+        if not str(path).endswith((".keras", ".weights.h5")):
+            raise ValueError(
+                f"`filepath` must end in .keras or .weights.h5. Received: filepath={str(path)!r}."
+            )
+        saving_lib.load_weights_only(self.model, path, objects_to_skip=self._foreign(), **options)
 
     def load_optimizer(self, path: str | os.PathLike, optimizer) -> None:
         """Reads this stage's part of the optimizer's state from a `.keras` file; `optimizer` must be built.
@@ -140,9 +149,9 @@ class WholeModel:
             wanted = [number for number, _ in numbers]
             if group is None or any(str(number) not in group for number in wanted):
                 raise ValueError(
-                    "`path` must be a .keras file whose model was saved with the state of an optimizer "
+                    "`filepath` must be a .keras file whose model was saved with the state of an optimizer "
                     "of this kind. "
-                    f"Received: path={str(path)!r} with {whole} optimizer variables."
+                    f"Received: filepath={str(path)!r} with {whole} optimizer variables."
                 )
             for number, variable in numbers:
                 variable.assign(group[str(number)][()])
