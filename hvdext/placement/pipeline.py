@@ -126,10 +126,23 @@ def _check_arguments(comm: Communicator, model, plan, microbatches, schedule, re
 def _without_values(model):
     """The model's graph, and a function that gives a variable's value; None: the initial one."""
     if not isinstance(model, keras.Model):
-        whole, scope = unallocated(model)
+        try:
+            whole, scope = unallocated(model)
+        except ValueError as error:
+            if "stateless scope" not in str(error):
+                raise
+            raise ValueError(
+                "`model` must be a function that makes layers and nothing that has values at once: "
+                "compile what hvd.pipeline returns, and give variables of your own an initializer. "
+                f"Received: {model!r}, which makes a variable with a value."
+            ) from error
         return whole, scope.get_current_value
     calls_of(model)  # refuses what cannot be cut, before it is cloned
-    whole, _ = unallocated(lambda: keras.models.clone_model(model, clone_function=_clone))
+    compiled, model.compiled = model.compiled, False  # Keras would compile the clone as well
+    try:
+        whole, _ = unallocated(lambda: keras.models.clone_model(model, clone_function=_clone))
+    finally:
+        model.compiled = compiled
     values = {id(mine): given for mine, given in zip(whole.variables, model.variables, strict=True)}
     return whole, lambda variable: values[id(variable)].numpy()
 

@@ -207,6 +207,8 @@ class PipelineModel(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         rows = tf.shape(keras.tree.flatten(x)[0])[0]
         whole_batch = self._checked_rows(rows, keras.tree.flatten(x)[0].shape[0])
+        with tf.control_dependencies([whole_batch]):
+            x, y, sample_weight = keras.tree.map_structure(_identity, (x, y, sample_weight))
         inputs = self._cut(self._inputs_of(x)) if self._is_first else []
         targets = self._cut(y) if self._is_last else []
         weights = self._cut(sample_weight) if self._is_last else []
@@ -523,6 +525,10 @@ class _Leaf:
 
 def _symbolic(leaf):
     return None if leaf is None else keras.KerasTensor((None, *leaf.shape), leaf.dtype)
+
+
+def _identity(tensor):
+    return None if tensor is None else tf.identity(tensor)
 
 
 def _without_list_of_one(outputs):

@@ -164,5 +164,5 @@ def branched_reference(optimizer: str, microbatches: int = 4) -> tuple[float, di
 
 
 def values(model) -> dict:
-    """The model's weights by path."""
-    return {variable.path: variable.numpy() for variable in model.weights}
+    """The model's weights by layer and name; what is read from a file has longer paths."""
+    return {"/".join(variable.path.split("/")[-2:]): variable.numpy() for variable in model.weights}

@@ -74,9 +74,8 @@ def _check_grid(ranks):
         for path, value in pair[0]["weights"].items():
             np.testing.assert_array_equal(value, pair[1]["weights"][path])
     whole = cases.plain.__wrapped__()
-    for variable in whole.weights:
-        (start,) = [rank["start"][variable.path] for rank in ranks[:2] if variable.path in rank["start"]]
-        variable.assign(start)
+    start = ranks[0]["start"] | ranks[1]["start"]
+    whole.set_weights([start[path] for path in cases.values(whole)])
     whole.compile(_clipped(), "mse")
     whole.fit(*cases.plain_data(), batch_size=cases.ROWS, shuffle=False, verbose=0)
     _assert_weights(ranks[:2], cases.values(whole))
