@@ -86,7 +86,7 @@ def read(model: keras.Model | Callable[[], keras.Model]) -> Graph:
         TypeError: if it is neither.
         ValueError: if it cannot be read: a subclassed model with a `call` of its own, or one without shapes.
     """
-    return _graph(calls_of(skeleton(model) if _is_builder(model) else model))
+    return _graph(calls_of(skeleton(model) if is_builder(model) else model))
 
 
 def skeleton(builder: Callable[[], keras.Model]) -> keras.Model:
@@ -138,14 +138,15 @@ def function_of(operation) -> keras.Function | None:
 
     A class of the user's that has a `call` of its own does something else than that graph.
     """
-    if not isinstance(operation, keras.Model) or not _is_kerass_own(type(operation), "call"):
+    if not isinstance(operation, keras.Model) or not is_kerass_own(type(operation), "call"):
         return None
     if isinstance(operation, keras.Sequential):
         return operation._functional
     return operation if isinstance(operation, keras.Function) else None
 
 
-def _is_kerass_own(cls, method: str) -> bool:
+def is_kerass_own(cls: type, method: str) -> bool:
+    """Whether a model's class has `method` from Keras, and not from the user."""
     owner = next(base for base in cls.__mro__ if method in vars(base))
     return owner.__module__.split(".")[0] == "keras"
 
@@ -313,7 +314,8 @@ def _slots(model) -> int | None:
     return sum(tuple(variable.shape) == (2, 3) for variable in twin.variables)
 
 
-def _is_builder(model) -> bool:
+def is_builder(model: Any) -> bool:
+    """Whether `model` is a function that returns one."""
     return callable(model) and not isinstance(model, keras.Model)
 
 
