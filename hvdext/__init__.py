@@ -52,6 +52,7 @@ _HOMES = {
     "mpi_enabled": "hvdext.build_info",
     "mpi_threads_supported": "hvdext.build_info",
     "nccl_built": "hvdext.build_info",
+    "place": "hvdext.placement.devices",
     "plan": "hvdext.placement.plan",
     "rank": "hvdext.runtime",
     "reducescatter": "hvdext.collectives",

@@ -36,21 +36,21 @@ def place(
 ) -> keras.Model:
     """Copies `model` so that each layer's variables and computation are where `plan` says.
 
-    The copy has the same names, weights and outputs. `fit`, `evaluate`, `predict` and `save` work, the saved file
-    opens in plain Keras, and `set_weights(get_weights())` goes both ways. It is not compiled: compile it as any
-    model, also with `hvd.DistributedOptimizer`.
+    The copy has the same names, weights and outputs. `fit`, `evaluate`, `predict` and `save` work, the saved
+    file opens in plain Keras, and `set_weights(get_weights())` goes both ways. It is not compiled: compile
+    it as any model, also with `hvd.DistributedOptimizer`.
 
     Args:
-        model: a Sequential or functional model, built, which stays as it is; or a function that returns one, which
-            then never holds the weights in one place.
+        model: a Sequential or functional model, built, which stays as it is; or a function that returns one,
+            which then never holds the weights in one place.
         plan: a plan for it, from `hvd.plan`; its places are the devices.
-        devices: one for each place, such as `["/GPU:0", "/GPU:1"]`; several places may have the same. None: the
-            machine's GPUs if there are enough, else its (logical) CPUs.
+        devices: one for each place, such as `["/GPU:0", "/GPU:1"]`; several places may have the same. None:
+            the machine's GPUs if there are enough, else its (logical) CPUs.
 
     Raises:
         TypeError: if an argument is of another kind.
-        ValueError: if the plan is for another model, there are not enough devices or one does not exist, or the
-            model cannot be copied.
+        ValueError: if the plan is for another model, there are not enough devices or one does not exist, or
+            the model cannot be copied.
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"`plan` must be a plan, from hvd.plan(model, places). Received: plan={plan!r}.")
@@ -76,9 +76,9 @@ def _checked(devices, places: int) -> list[str]:
             if len(found) >= places:
                 return found[:places]
         raise ValueError(
-            f"`plan` must have at most as many places as there are devices of one kind. Received: {places} places, "
-            f"and there are {there}. Give devices=[...] with one of these for each place, or split a device with "
-            "tf.config.set_logical_device_configuration(...) before TensorFlow's first operation."
+            f"`plan` must have at most as many places as there are devices of one kind. Received: {places} "
+            f"places, and there are {there}. Give devices=[...] with one of these for each place, or split a "
+            "device with tf.config.set_logical_device_configuration(...) before TensorFlow's first operation."
         )
     if isinstance(devices, str) or len(devices) != places:
         raise ValueError(
@@ -122,6 +122,7 @@ class _Copier:
 
     def _model(self, model):
         function = function_of(model)
+        assert function is not None, "calls_of has found its layers"
         inputs = keras.tree.map_structure(_input_like, function._inputs_struct)
         if isinstance(model, keras.Sequential):
             return _made_like(model, [keras.tree.flatten(inputs)[0], *map(self.copy, model.layers)])
@@ -146,8 +147,8 @@ def _made_like(model, *parts) -> keras.Model:
     changed = [method for method in _TRAINING if not is_kerass_own(cls, method)]
     if changed:
         raise ValueError(
-            "`model` must be a plain Sequential or functional model, or of a class without a constructor of its own. "
-            f"Received: {cls.__name__} {model.name!r}, which has one, and {', '.join(changed)}."
+            "`model` must be a plain Sequential or functional model, or of a class without a constructor of "
+            f"its own. Received: {cls.__name__} {model.name!r}, which has one, and {', '.join(changed)}."
         )
     plain = keras.Sequential if isinstance(model, keras.Sequential) else keras.Model
     return plain(*parts, name=model.name)
@@ -254,10 +255,10 @@ def _prepare(optimizer, variables) -> None:
 
 
 def beside_inputs():
-    """While it is entered in a `tf.function`: new operations without a device go where their largest input is.
+    """While it is entered in a `tf.function`, operations without a device go where their largest input is.
 
-    `fit` does so by itself. In a loop of your own the backward pass of a placed model would run on TensorFlow's
-    default device, since its tape knows nothing of devices:
+    `fit` does so by itself. In a loop of your own the backward pass of a placed model would run on
+    TensorFlow's default device, since its tape knows nothing of devices:
 
         @tf.function
         def step(x, y):

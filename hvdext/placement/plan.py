@@ -97,7 +97,7 @@ def plan(
             plan keeps to `max_memory`: the message says the least that would do.
     """
     _check_settings(places, balance, max_memory, batch_size, slots, crossing, samples)
-    graph = _graph_of(model, balance, samples)
+    graph = _graph_of(model, balance, samples, batch_size)
     slots = next(n for n in (slots, graph.slots, 2) if n is not None)
     pinned = _pinned(pins or {}, graph, places)
     units = units_of(graph, pinned, forward_only)
@@ -114,8 +114,8 @@ def plan(
         least = cheapest([np.where(may, memory, np.inf) for may in may_hold])
         if np.isfinite(least) and least > max_memory:
             raise ValueError(
-                f"`max_memory` must be at least {math.ceil(least)} bytes for this model with places={places}, "
-                f"batch_size={batch_size} and slots={slots}"
+                f"`max_memory` must be at least {math.ceil(least)} bytes for this model with "
+                f"places={places}, batch_size={batch_size} and slots={slots}"
                 f"{' and these pins' if pinned else ''}. Received: max_memory={max_memory}."
             )
         cost = np.where(memory <= max_memory, cost, np.inf)
@@ -280,7 +280,7 @@ class Plan:
 
     @property
     def is_forward_only(self) -> bool:
-        """Whether tensors go to later places only and no variable is at two places: a pipeline's condition."""
+        """Whether tensors only go on to later places and no variable is at two: what a pipeline needs."""
         on = all(crossing.source < crossing.target for crossing in self.crossings)
         return on and all(len({self.assignment[path] for path in group}) == 1 for group in self.graph.shared)
 
@@ -348,9 +348,9 @@ class Plan:
             }
             listed = "; ".join(f"{what}: {_some(paths)}" for what, paths in parts.items() if paths)
             raise ValueError(
-                f"`plan` must be a plan for the model {graph.name!r}. Received: one for {self.model!r}; {listed}. "
-                "Keras numbers layers without a name through the whole process: name them, or call "
-                "keras.utils.clear_session() before the model is built again."
+                f"`plan` must be a plan for the model {graph.name!r}. Received: one for {self.model!r}; "
+                f"{listed}. Keras numbers layers without a name through the whole process: name them, or "
+                "call keras.utils.clear_session() before the model is built again."
             )
 
     def __str__(self) -> str:
@@ -383,12 +383,12 @@ class Plan:
 # -- the pieces of `plan` ---------------------------------------------------------------------------------
 
 
-def _graph_of(model, balance, samples) -> Graph:
+def _graph_of(model, balance, samples, batch_size) -> Graph:
     graph = model if isinstance(model, Graph) else _read(model)
     if balance == "measured" and not isinstance(model, Graph):
         from hvdext.placement.measuring import measured
 
-        return measured(model, graph, samples)
+        graph = measured(model, graph, samples, batch_size)
     return graph
 
 

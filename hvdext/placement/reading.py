@@ -46,14 +46,14 @@ class Call:
 
         Args:
             values: tensors by name; must hold `inputs`.
-            **context: `training` and other arguments for those operations that take them; what a nested
-                model has been given goes first.
+            **context: `training` and other arguments for those operations that take them. As in Keras, what
+                is given here and not None goes before what the model's layers have been called with.
         """
         tensors = zip(self.node.arguments.keras_tensors, self.inputs, strict=True)
         args, kwargs = self.node.arguments.fill_in({id(tensor): values[name] for tensor, name in tensors})
         known = getattr(self.operation, "_call_context_args", {})
-        given = {**context, **self.context}
-        kwargs = {**kwargs, **{k: v for k, v in given.items() if k in known and v is not None}}
+        given = {**self.context, **{k: v for k, v in context.items() if v is not None}}
+        kwargs.update((k, v) for k, v in given.items() if k in known)
         results = keras.tree.flatten(self.operation(*args, **kwargs))
         values.update(zip(self.outputs, results, strict=True))
 
@@ -327,8 +327,8 @@ def _unreadable(model) -> str:
             f"model.build((None, ...)). Received: the Sequential model {model.name!r}, which is not."
         )
     return (
-        "`model` must be a Sequential or functional model: the order of a subclassed model's layers stands in "
-        "Python code, which cannot be read. Give its layers as a functional model, keras.Model(inputs, outputs), "
-        "where each is called on what another returns; a layer of your own may stay as it is and is placed as a "
-        f"whole. Received: {name}."
+        "`model` must be a Sequential or functional model: the order of a subclassed model's layers stands "
+        "in Python code, which cannot be read. Give its layers as a functional model, keras.Model(inputs, "
+        "outputs), where each is called on what another returns; a layer of your own may stay as it is and "
+        f"is placed as a whole. Received: {name}."
     )
