@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 from hvdext.arguments import suggests_keywords
 from hvdext.optimizer import build, innermost
 from hvdext.placement.plan import Plan
-from hvdext.placement.reading import calls_of, function_of, is_builder, is_kerass_own, skeleton
+from hvdext.placement.reading import calls_of, function_of, is_builder, is_kerass_own, unallocated
 
 # What no device scope moves: strings stay on the host, handles with what they stand for.
 _BOUND = (tf.string, tf.resource, tf.variant)
@@ -54,7 +55,7 @@ def place(
     """
     if not isinstance(plan, Plan):
         raise TypeError(f"`plan` must be a plan, from hvd.plan(model, places). Received: plan={plan!r}.")
-    model = skeleton(model) if is_builder(model) else model
+    model, scope = unallocated(model) if is_builder(model) else (model, None)
     calls = calls_of(model)
     plan.check(model)
     names = _checked(devices, plan.places)
@@ -62,7 +63,8 @@ def place(
     copier = _Copier(device_of)
     with tf.device("/CPU:0"):  # a model may be larger than any other device
         placed = copier.copy(model)
-    _copy_state(model, placed, copier)
+    _copy_state(model, placed, copier, scope)
+    _bring_once(placed)
     _keep_gradients_beside(placed)
     return placed
 
@@ -80,7 +82,11 @@ def _checked(devices, places: int) -> list[str]:
             f"places, and there are {there}. Give devices=[...] with one of these for each place, or split a "
             "device with tf.config.set_logical_device_configuration(...) before TensorFlow's first operation."
         )
-    if isinstance(devices, str) or len(devices) != places:
+    if not isinstance(devices, (list, tuple)) or not all(isinstance(device, str) for device in devices):
+        raise TypeError(
+            f"`devices` must be a list of names, one for each place. Received: devices={devices!r}."
+        )
+    if len(devices) != places:
         raise ValueError(
             f"`devices` must hold one device for each of the {places} places. Received: devices={devices!r}."
         )
@@ -98,7 +104,7 @@ def _key(device: str) -> tuple[str | None, int | None]:
     """What tells two devices of one process apart, however much of the name is spelled out."""
     try:
         spec = tf.DeviceSpec.from_string(device)
-    except (TypeError, ValueError, AttributeError):
+    except ValueError:
         return (None, None)
     return (spec.device_type, spec.device_index or 0) if spec.device_type else (None, None)
 
@@ -154,18 +160,20 @@ def _made_like(model, *parts) -> keras.Model:
     return plain(*parts, name=model.name)
 
 
-def _copy_state(model: keras.Model, placed: keras.Model, copier: _Copier) -> None:
+def _copy_state(
+    model: keras.Model, placed: keras.Model, copier: _Copier, scope: keras.StatelessScope | None
+) -> None:
     """Moves the variables of `placed` to their devices and gives them the values of those of `model`."""
     for original, copied in copier.copies.values():
         if id(original) in copier.device_of:
-            _copy_variables(original, copied, copier.device_of[id(original)])
+            _copy_variables(original, copied, copier.device_of[id(original)], scope)
     for original, copied in zip(model._flatten_layers(), placed._flatten_layers(), strict=True):
         copied.trainable = original.trainable  # from the outside in: a model hands its flag on to its layers
     for original, copied in zip(model.variables, placed.variables, strict=True):
         copied.trainable = original.trainable
 
 
-def _copy_variables(original, copied, device: str) -> None:
+def _copy_variables(original, copied, device: str, scope) -> None:
     theirs, ours = getattr(original, "variables", []), getattr(copied, "variables", [])
     if [tuple(v.shape) for v in theirs] != [tuple(v.shape) for v in ours]:
         raise ValueError(
@@ -174,16 +182,44 @@ def _copy_variables(original, copied, device: str) -> None:
             f"{[v.path for v in theirs]}, whose copy has {[v.path for v in ours]}."
         )
     for variable, source in zip(ours, theirs, strict=True):
-        is_known = source._value is not None  # else it comes from a builder: what the copy begins with
+        value = scope.get_current_value(source) if scope is not None else source.value
         with tf.device(device):
-            # Not `assign`: the variable itself moves.
-            variable._initialize(tf.identity(source.value if is_known else variable.value))
+            # Not `assign`: the variable itself moves. A builder's begins with what the copy has drawn.
+            variable._initialize(tf.identity(variable.value if value is None else value))
     for layer in copied._flatten_layers() if isinstance(copied, keras.Layer) else ():
         if hasattr(layer, "finalize_state"):  # Normalization computes with what it derives from its variables
             layer.finalize_state()
 
 
 # -- where computation goes -------------------------------------------------------------------------------
+
+
+class _Visits(threading.local):
+    """What has been brought to which device during the present call of a model; None outside of one.
+
+    Original and copy, by the original's id and the device.
+    """
+
+    copies: dict[tuple[int, str], tuple[Any, Any]] | None = None
+
+
+_visits = _Visits()
+
+
+def _bring_once(model: keras.Model) -> None:
+    """Lets all layers on a device share one copy of a tensor, and of its gradient, in a call of `model`."""
+    call = model.call
+
+    @functools.wraps(call)
+    def with_visits(*args, **kwargs):
+        # Not longer than a call: another tape would not know of the copy.
+        outer, _visits.copies = _visits.copies, {}
+        try:
+            return call(*args, **kwargs)
+        finally:
+            _visits.copies = outer
+
+    model.call = with_visits
 
 
 def _on(device: str, call: Callable) -> Callable:
@@ -202,22 +238,24 @@ def _brought(x: Any, device: str) -> Any:
     """`x` on `device`, if it is a tensor that can be there; its gradient goes back to where `x` is."""
     if not isinstance(x, tf.Tensor) or x.dtype in _BOUND or _key(x.device) == _key(device):
         return x
+    copies = {} if _visits.copies is None else _visits.copies
+    if (id(x), device) not in copies:
+        there = _moved(x, device) if x.dtype.is_floating and x.device else _copied(x, device)
+        mask = get_keras_mask(x)
+        if mask is not None:
+            set_keras_mask(there, mask)
+        copies[id(x), device] = x, there
+    return copies[id(x), device][1]
+
+
+def _moved(x: tf.Tensor, device: str) -> tf.Tensor:
     source = x.device
 
     @tf.custom_gradient
-    def bring(x):
-        def back(gradient):
-            with tf.device(source):
-                return tf.identity(gradient)
+    def move(x):
+        return _copied(x, device), lambda gradient: _copied(gradient, source)
 
-        with tf.device(device):
-            return tf.identity(x), back
-
-    there = bring(x) if x.dtype.is_floating and source else _copied(x, device)
-    mask = get_keras_mask(x)
-    if mask is not None:
-        set_keras_mask(there, mask)
-    return there
+    return move(x)
 
 
 def _copied(x: tf.Tensor, device: str) -> tf.Tensor:

@@ -28,6 +28,7 @@ import functools
 import itertools
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -99,7 +100,7 @@ def plan(
     _check_settings(places, balance, max_memory, batch_size, slots, crossing, samples)
     graph = _graph_of(model, balance, samples, batch_size)
     slots = next(n for n in (slots, graph.slots, 2) if n is not None)
-    pinned = _pinned(pins or {}, graph, places)
+    pinned = _pinned({} if pins is None else pins, graph, places)
     units = units_of(graph, pinned, forward_only)
     if places > len(units):
         raise ValueError(_too_many_places(places, units, graph, forward_only))
@@ -203,11 +204,7 @@ class Plan:
 
     def __post_init__(self):
         listed = [path for stage in self.stages for path in stage]
-        twice = (
-            sorted({path for path in listed if listed.count(path) > 1})
-            if len(set(listed)) < len(listed)
-            else []
-        )
+        twice = [path for path, times in Counter(listed).items() if times > 1]
         missing = [path for path in self.graph.by_path if path not in set(listed)]
         unknown = [path for path in listed if path not in self.graph.by_path]
         if twice or missing or unknown:

@@ -98,10 +98,15 @@ def skeleton(builder: Callable[[], keras.Model]) -> keras.Model:
     Raises:
         TypeError: if `builder` returns something else than a model.
     """
+    return unallocated(builder)[0]
+
+
+def unallocated(builder: Callable[[], keras.Model]) -> tuple[keras.Model, keras.StatelessScope]:
+    """As `skeleton`, and the scope that holds what `builder` has assigned, such as weights from a file."""
     numbers = dict(global_state.get_global_attribute(_NUMBERS, {}))
     waiting = list(global_state.get_global_attribute(_UNINITIALIZED, []))
     try:
-        with keras.StatelessScope(initialize_variables=False):
+        with keras.StatelessScope(initialize_variables=False) as scope:
             model = builder()
     finally:
         global_state.set_global_attribute(_NUMBERS, collections.defaultdict(int, numbers))
@@ -109,7 +114,7 @@ def skeleton(builder: Callable[[], keras.Model]) -> keras.Model:
         global_state.set_global_attribute(_UNINITIALIZED, waiting)
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a function that returns a Keras model. Received: {model!r}.")
-    return model
+    return model, scope
 
 
 def calls_of(model: keras.Model) -> Calls:
@@ -307,10 +312,13 @@ def _slots(model) -> int | None:
     """How many variables of its shape the model's optimizer keeps for a trained variable."""
     if getattr(model, "optimizer", None) is None:
         return None
-    optimizer = innermost(model.optimizer)
+    target = innermost(model.optimizer)
+    return max(map(_slots_of, getattr(target, "optimizers", [target])))
+
+
+def _slots_of(optimizer) -> int:
     twin = type(optimizer).from_config(optimizer.get_config())
-    sample = keras.Variable(tf.zeros((2, 3)), name="sample")
-    twin.build([sample])
+    twin.build([keras.Variable(tf.zeros((2, 3)), name="sample")])
     return sum(tuple(variable.shape) == (2, 3) for variable in twin.variables)
 
 

@@ -1,4 +1,4 @@
-"""The optimum, against all contiguous plans of random small graphs, by costs worked out from their definition."""
+"""The optimum, against all contiguous plans of random small graphs; costs worked out from the definition."""
 
 import itertools
 import random
@@ -146,14 +146,12 @@ def test_by_hand(graph_of):
 
 
 def test_the_least_memory_that_would_do(graph_of):
-    # 400 + 400 * 3 bytes each: two at a place are the least at two places, of which the second gets 8 * 10
-    # more. graph = graph_of(dict.fromkeys("abc", 100), [(p, 8, [c]) for p, c in itertools.pairwise("xabc")])
+    # 400 + 400 * 3 bytes each: two at a place are the least, and 8 * 10 arrive at the second place.
+    graph = graph_of(dict.fromkeys("abc", 100), [(p, 8, [c]) for p, c in itertools.pairwise("xabc")])
     message = (
         "`max_memory` must be at least 3200 bytes for this model with places=2, batch_size=10 and slots=2."
     )
     with pytest.raises(ValueError, match=re.escape(message + " Received: max_memory=3000.")):
         plan(graph, 2, max_memory=3000, batch_size=10)
-    assert [cost.memory_bytes for cost in plan(graph, 2, max_memory=3200, batch_size=10).costs] == [
-        3200,
-        1680,
-    ]
+    found = plan(graph, 2, max_memory=3200, batch_size=10)
+    assert [cost.memory_bytes for cost in found.costs] == [3200, 1680]

@@ -138,7 +138,7 @@ def test_wrong_settings(chain, settings, message):
 
 
 def test_a_wrong_keyword(chain):
-    with pytest.raises(TypeError, match="`hvd.plan` has no argument `pin`. Did you mean `pins`"):
+    with pytest.raises(TypeError, match=r"`hvd.plan` has no argument `pin`. Did you mean `pins`"):
         hvd.plan(chain(1, 2), 2, pin={})
 
 

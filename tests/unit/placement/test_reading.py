@@ -72,7 +72,7 @@ def _attention_model():
 
 
 def _family():
-    """A nested Sequential called twice, once frozen, a nested functional model with a skip, and bare operations."""
+    """A Sequential called twice, once frozen, a functional model with a skip inside, and bare operations."""
     tower = keras.Sequential(
         [keras.Input((4,)), layers.Dense(4, name="a"), layers.BatchNormalization(name="b")], name="tower"
     )
@@ -186,7 +186,9 @@ def test_a_builder_allocates_nothing():
     with keras.StatelessScope():
         pass
     assert all(v._value is None for v in model.variables)
-    with pytest.raises(TypeError, match="`model` must be a function that returns a Keras model. Received: 3"):
+    with pytest.raises(
+        TypeError, match=r"`model` must be a function that returns a Keras model. Received: 3"
+    ):
         hvd.plan(lambda: 3, 2)
 
 
