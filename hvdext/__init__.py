@@ -54,6 +54,7 @@ _HOMES = {
     "mpi_threads_supported": "hvdext.build_info",
     "nccl_built": "hvdext.build_info",
     "pipeline": "hvdext.placement.pipeline",
+    "place": "hvdext.placement.devices",
     "plan": "hvdext.placement.plan",
     "rank": "hvdext.runtime",
     "reducescatter": "hvdext.collectives",

@@ -1,4 +1,4 @@
-"""A picture of a plan: every layer's load, and the places with what crosses between them. Needs matplotlib."""
+"""A picture of a plan: every layer's load, the places, and what crosses between them. Needs matplotlib."""
 
 from __future__ import annotations
 

@@ -68,8 +68,8 @@ def _ordered(units, followers, pin_of, rank) -> list[tuple[str, ...]]:
             if pin_of[unit][0] < lowest[unit][0]:
                 (high, before), (low, after) = lowest[unit], pin_of[unit]
                 raise ValueError(
-                    "`pins` must not contradict each other: no layer can be at a lower place than one before it. "
-                    f"Received: {before!r} at place {high}, and after it {after!r} at place {low}."
+                    "`pins` must not contradict each other: no layer can be at a lower place than one before "
+                    f"it. Received: {before!r} at place {high}, and after it {after!r} at place {low}."
                 )
             lowest[unit] = pin_of[unit]
         heapq.heappush(ready, (lowest[unit][0], rank[unit[0]], unit))

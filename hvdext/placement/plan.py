@@ -28,6 +28,7 @@ import functools
 import itertools
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -97,9 +98,9 @@ def plan(
             plan keeps to `max_memory`: the message says the least that would do.
     """
     _check_settings(places, balance, max_memory, batch_size, slots, crossing, samples)
-    graph = _graph_of(model, balance, samples)
+    graph = _graph_of(model, balance, samples, batch_size)
     slots = next(n for n in (slots, graph.slots, 2) if n is not None)
-    pinned = _pinned(pins or {}, graph, places)
+    pinned = _pinned({} if pins is None else pins, graph, places)
     units = units_of(graph, pinned, forward_only)
     if places > len(units):
         raise ValueError(_too_many_places(places, units, graph, forward_only))
@@ -114,8 +115,8 @@ def plan(
         least = cheapest([np.where(may, memory, np.inf) for may in may_hold])
         if np.isfinite(least) and least > max_memory:
             raise ValueError(
-                f"`max_memory` must be at least {math.ceil(least)} bytes for this model with places={places}, "
-                f"batch_size={batch_size} and slots={slots}"
+                f"`max_memory` must be at least {math.ceil(least)} bytes for this model with "
+                f"places={places}, batch_size={batch_size} and slots={slots}"
                 f"{' and these pins' if pinned else ''}. Received: max_memory={max_memory}."
             )
         cost = np.where(memory <= max_memory, cost, np.inf)
@@ -203,11 +204,7 @@ class Plan:
 
     def __post_init__(self):
         listed = [path for stage in self.stages for path in stage]
-        twice = (
-            sorted({path for path in listed if listed.count(path) > 1})
-            if len(set(listed)) < len(listed)
-            else []
-        )
+        twice = [path for path, times in Counter(listed).items() if times > 1]
         missing = [path for path in self.graph.by_path if path not in set(listed)]
         unknown = [path for path in listed if path not in self.graph.by_path]
         if twice or missing or unknown:
@@ -280,7 +277,7 @@ class Plan:
 
     @property
     def is_forward_only(self) -> bool:
-        """Whether tensors go to later places only and no variable is at two places: a pipeline's condition."""
+        """Whether tensors only go on to later places and no variable is at two: what a pipeline needs."""
         on = all(crossing.source < crossing.target for crossing in self.crossings)
         return on and all(len({self.assignment[path] for path in group}) == 1 for group in self.graph.shared)
 
@@ -348,9 +345,9 @@ class Plan:
             }
             listed = "; ".join(f"{what}: {_some(paths)}" for what, paths in parts.items() if paths)
             raise ValueError(
-                f"`plan` must be a plan for the model {graph.name!r}. Received: one for {self.model!r}; {listed}. "
-                "Keras numbers layers without a name through the whole process: name them, or call "
-                "keras.utils.clear_session() before the model is built again."
+                f"`plan` must be a plan for the model {graph.name!r}. Received: one for {self.model!r}; "
+                f"{listed}. Keras numbers layers without a name through the whole process: name them, or "
+                "call keras.utils.clear_session() before the model is built again."
             )
 
     def __str__(self) -> str:
@@ -383,12 +380,12 @@ class Plan:
 # -- the pieces of `plan` ---------------------------------------------------------------------------------
 
 
-def _graph_of(model, balance, samples) -> Graph:
+def _graph_of(model, balance, samples, batch_size) -> Graph:
     graph = model if isinstance(model, Graph) else _read(model)
     if balance == "measured" and not isinstance(model, Graph):
         from hvdext.placement.measuring import measured
 
-        return measured(model, graph, samples)
+        graph = measured(model, graph, samples, batch_size)
     return graph
 
 

@@ -73,9 +73,7 @@ def _plan(
     optimizer_slots: int | None = None,
 ) -> Plan:
     if balance not in BALANCES:
-        raise position.key("balance").error(
-            f"unknown. Received: {shown(balance)}. {nearest(balance, BALANCES)}"
-        )
+        raise position.key("balance").error(f"there is no {shown(balance)}. {nearest(balance, BALANCES)}")
     stages: list[list[str]] = [[] for _ in range(places)]
     found = []
     for path, item in _items(layers, position.key("layers")):

@@ -46,14 +46,14 @@ class Call:
 
         Args:
             values: tensors by name; must hold `inputs`.
-            **context: `training` and other arguments for those operations that take them; what a nested
-                model has been given goes first.
+            **context: `training` and other arguments for those operations that take them. As in Keras, what
+                is given here and not None goes before what the model's layers have been called with.
         """
         tensors = zip(self.node.arguments.keras_tensors, self.inputs, strict=True)
         args, kwargs = self.node.arguments.fill_in({id(tensor): values[name] for tensor, name in tensors})
         known = getattr(self.operation, "_call_context_args", {})
-        given = {**context, **self.context}
-        kwargs = {**kwargs, **{k: v for k, v in given.items() if k in known and v is not None}}
+        given = {**self.context, **{k: v for k, v in context.items() if v is not None}}
+        kwargs.update((k, v) for k, v in given.items() if k in known)
         results = keras.tree.flatten(self.operation(*args, **kwargs))
         values.update(zip(self.outputs, results, strict=True))
 
@@ -86,7 +86,7 @@ def read(model: keras.Model | Callable[[], keras.Model]) -> Graph:
         TypeError: if it is neither.
         ValueError: if it cannot be read: a subclassed model with a `call` of its own, or one without shapes.
     """
-    return _graph(calls_of(skeleton(model) if _is_builder(model) else model))
+    return _graph(calls_of(skeleton(model) if is_builder(model) else model))
 
 
 def skeleton(builder: Callable[[], keras.Model]) -> keras.Model:
@@ -143,14 +143,15 @@ def function_of(operation) -> keras.Function | None:
 
     A class of the user's that has a `call` of its own does something else than that graph.
     """
-    if not isinstance(operation, keras.Model) or not _is_kerass_own(type(operation), "call"):
+    if not isinstance(operation, keras.Model) or not is_kerass_own(type(operation), "call"):
         return None
     if isinstance(operation, keras.Sequential):
         return operation._functional
     return operation if isinstance(operation, keras.Function) else None
 
 
-def _is_kerass_own(cls, method: str) -> bool:
+def is_kerass_own(cls: type, method: str) -> bool:
+    """Whether a model's class has `method` from Keras, and not from the user."""
     owner = next(base for base in cls.__mro__ if method in vars(base))
     return owner.__module__.split(".")[0] == "keras"
 
@@ -311,14 +312,18 @@ def _slots(model) -> int | None:
     """How many variables of its shape the model's optimizer keeps for a trained variable."""
     if getattr(model, "optimizer", None) is None:
         return None
-    optimizer = innermost(model.optimizer)
+    target = innermost(model.optimizer)
+    return max(map(_slots_of, getattr(target, "optimizers", [target])))
+
+
+def _slots_of(optimizer) -> int:
     twin = type(optimizer).from_config(optimizer.get_config())
-    sample = keras.Variable(tf.zeros((2, 3)), name="sample")
-    twin.build([sample])
+    twin.build([keras.Variable(tf.zeros((2, 3)), name="sample")])
     return sum(tuple(variable.shape) == (2, 3) for variable in twin.variables)
 
 
-def _is_builder(model) -> bool:
+def is_builder(model: Any) -> bool:
+    """Whether `model` is a function that returns one."""
     return callable(model) and not isinstance(model, keras.Model)
 
 
@@ -330,8 +335,8 @@ def _unreadable(model) -> str:
             f"model.build((None, ...)). Received: the Sequential model {model.name!r}, which is not."
         )
     return (
-        "`model` must be a Sequential or functional model: the order of a subclassed model's layers stands in "
-        "Python code, which cannot be read. Give its layers as a functional model, keras.Model(inputs, outputs), "
-        "where each is called on what another returns; a layer of your own may stay as it is and is placed as a "
-        f"whole. Received: {name}."
+        "`model` must be a Sequential or functional model: the order of a subclassed model's layers stands "
+        "in Python code, which cannot be read. Give its layers as a functional model, keras.Model(inputs, "
+        "outputs), where each is called on what another returns; a layer of your own may stay as it is and "
+        f"is placed as a whole. Received: {name}."
     )

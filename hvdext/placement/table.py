@@ -13,7 +13,8 @@ def as_text(plan: Plan) -> str:
     """What each place carries, from which layer to which, and what crosses."""
     head = (
         f"{plan.model}: {len(plan.graph.placed)} layers at {plan.places} place{'s' * (plan.places > 1)}, "
-        f"balanced by {plan.balance}; memory for batches of {plan.batch_size} and {plan.slots} optimizer slots"
+        f"balanced by {plan.balance}; memory for batches of {plan.batch_size} and {plan.slots} optimizer "
+        "slots"
     )
     places = [
         [
