@@ -27,6 +27,7 @@ from hvdext.arguments import suggests_keywords
 from hvdext.compression import Compression
 from hvdext.exchange import GradientExchange, is_overwritten, map_gradient
 from hvdext.ledger import Ledger
+from hvdext.placement.slices import updates  # noqa: F401 (before Keras' `apply` is hooked here: it is inside)
 from hvdext.process_sets import ProcessSet
 from hvdext.reduce_op import ReduceOp
 from hvdext.selection import Select, described, path_of
@@ -187,6 +188,7 @@ class ApplyHook:
         self._accumulator = accumulator
         self._plain_apply = optimizer.apply
         self._ready_for: Callable[[], Ledger | None] = lambda: None  # the job whose ranks have agreed
+        self._ready_ranks: tuple[int, ...] = ()  # which of them have
         self._kinds: list | None = None  # what the gradients are made of
         self._roll_call: RollCall | None = None
         self._follow_traced: tuple | None = None  # (outer, ids of variables, function)
@@ -366,14 +368,16 @@ class ApplyHook:
 
     def _prepare_once(self, outer, gradients, variables):
         """Prepares before the first step of a job; ranks that were lost or have come make another job."""
-        ledger = self._exchange.comm().ledger
-        if self._ready_for() is ledger:
+        comm = self._exchange.comm()
+        ledger = comm.ledger
+        if self._ready_for() is ledger and self._ready_ranks == comm.ranks:
             return
         with tf.init_scope():
             self.restart()
         self._prepare(outer, gradients, variables)
         if self._kinds is not None:
             self._ready_for = weakref.ref(ledger)
+            self._ready_ranks = comm.ranks
 
     def _prepare(self, outer, gradients, variables):
         """Before the first step: everything that must hold on all ranks before they exchange numbers.

@@ -22,7 +22,6 @@ from hvdext.arguments import suggests_keywords
 from hvdext.comm import Communicator, HorovodComm, current, use
 from hvdext.process_sets import ProcessSet
 
-
 _thread = threading.local()
 
 

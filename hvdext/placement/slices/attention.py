@@ -127,13 +127,9 @@ class _SlicedAttention(SlicedLayer):
             use_bias=use_bias,
         )
 
-    def _cut_dropout(self, dropout):
-        """The layer that drops this rank's part of the scores as `dropout` would, with its seed."""
-        if not dropout.rate:
-            return dropout
-        return SlicedDropout(
-            dropout.rate, axis=1, dtype=dropout.dtype_policy, seed=_seed_of(dropout), grid=self.comm
-        )
+    def _scores_dropout(self, rate):
+        """The layer that drops this rank's part of what the uncut layer would drop of the scores."""
+        return SlicedDropout(rate, axis=1, dtype=self.dtype_policy, seed=self.seed, grid=self.comm)
 
     def _check_arguments(self, heads):
         for name, value in heads.items():
@@ -142,7 +138,7 @@ class _SlicedAttention(SlicedLayer):
             if getattr(self, name, None) is not None:
                 raise ValueError(
                     "`activity_regularizer` must be None in a layer cut by heads. "
-                    f"Received: {getattr(self, name)!r} in layer {self.name!r}."
+                    f"Received: {type(getattr(self, name)).__name__} in layer {self.name!r}."
                 )
 
 
@@ -167,6 +163,8 @@ class SlicedMultiHeadAttention(_SlicedAttention, keras.layers.MultiHeadAttention
         super().__init__(num_heads, *args, grid=grid, **kwargs)
         self._check_arguments({"num_heads": num_heads})
 
+    _dropout: float
+
     def build(self, query_shape, value_shape, key_shape=None):
         """As in Keras."""
         key_shape = value_shape if key_shape is None else key_shape
@@ -183,10 +181,11 @@ class SlicedMultiHeadAttention(_SlicedAttention, keras.layers.MultiHeadAttention
         self._output_dense = self._out_of_heads(query_shape, heads, self._value_dim, features, bias)
 
     def _build_attention(self, rank):
+        rate = self._dropout
+        self._dropout = 0.0  # Keras' own dropout draws no seed then
         super()._build_attention(rank)
-        dropout = self._dropout_layer
-        del self._dropout_layer
-        self._dropout_layer = self._cut_dropout(dropout)
+        self._dropout = rate
+        self._dropout_layer = self._scores_dropout(rate)
 
     def uncut(self):
         """As in `SlicedLayer`."""
@@ -197,8 +196,7 @@ class SlicedMultiHeadAttention(_SlicedAttention, keras.layers.MultiHeadAttention
 class SlicedGroupQueryAttention(_SlicedAttention, keras.layers.GroupQueryAttention):
     """`keras.layers.GroupQueryAttention` of which each rank has some groups of heads.
 
-    As `SlicedMultiHeadAttention`; a rank has as large a share of the key and value heads as of the query heads
-    that use them.
+    As `SlicedMultiHeadAttention`; a rank has the key and value heads that its query heads use.
 
     Args:
         head_dim: as in Keras.
@@ -231,9 +229,7 @@ class SlicedGroupQueryAttention(_SlicedAttention, keras.layers.GroupQueryAttenti
             )
         self._value_dense = self._into_heads("value", value_shape, heads, width, bias)
         self._softmax = keras.layers.Softmax(axis=-1, dtype=self.dtype_policy)
-        self._dropout_layer = self._cut_dropout(
-            keras.layers.Dropout(self.dropout, dtype=self.dtype_policy, seed=self.seed)
-        )
+        self._dropout_layer = self._scores_dropout(self.dropout)
         self._dot_product_equation = "bquh,bkuh->buqk"
         self._combine_equation = "buqk,bkuh->bquh"
         self._output_dense = self._out_of_heads(
@@ -243,8 +239,3 @@ class SlicedGroupQueryAttention(_SlicedAttention, keras.layers.GroupQueryAttenti
     def uncut(self):
         """As in `SlicedLayer`."""
         return keras.layers.GroupQueryAttention.from_config(self.get_config())
-
-
-def _seed_of(dropout):
-    """The seed that a layer was given or has drawn."""
-    return int(keras.ops.convert_to_numpy(dropout.seed_generator.state)[0])
