@@ -8,11 +8,17 @@ steps of the rounding errors of gradients that should be zero, as that of a key'
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import keras
 import numpy as np
+from exchange_programs import Program
+
+import hvdext.comm
 
 L = keras.layers
 STEPS = 10
@@ -93,16 +99,16 @@ def _convolutions():
     return _model(x, L.Dense(3, name="last")(L.GlobalAveragePooling2D(name="mean")(y)))
 
 
-def _transformer():
+def _transformer(dropout=0.1):
     """Every kind of layer but convolutions."""
     ids = keras.Input((6,), dtype="int32")
     x = L.Add(name="embed")([L.Embedding(16, 8, name="token")(ids), L.Embedding(16, 8, name="other")(ids)])
     y = L.LayerNormalization(name="norm1")(x)
-    y = L.MultiHeadAttention(4, 2, dropout=0.1, seed=2, name="attention")(y, y, use_causal_mask=True)
+    y = L.MultiHeadAttention(4, 2, dropout=dropout, seed=2, name="attention")(y, y, use_causal_mask=True)
     x = L.Add(name="add1")([x, y])
     y = L.LayerNormalization(name="norm2")(x)
     y = L.Dense(16, activation="gelu", name="up")(y)
-    y = L.Dropout(0.1, seed=4, name="dropout")(y)
+    y = L.Dropout(dropout, seed=4, name="dropout")(y)
     y = L.Dense(8, name="down")(y)
     x = L.GroupQueryAttention(2, 4, 4, name="grouped")(x, x)
     return _model(ids, L.Add(name="add2")([x, y]))
@@ -249,3 +255,143 @@ def assert_equal(found, expected, tolerance=1e-9):
             np.testing.assert_allclose(
                 np.asarray(a), np.asarray(b), rtol=tolerance, atol=tolerance, err_msg=f"{what} {i}"
             )
+
+
+# -- under horovodrun ----------------------------------------------------------------------------------
+
+
+def _with_dynamic_sets(hvd):
+    """A second job, in which process sets can be added; the first one has registered its own."""
+    if hvd.size() > 2 and os.environ.get("HOROVOD_DYNAMIC_PROCESS_SETS", "0") in ("", "0"):
+        hvd.barrier()  # who leaves first ends the engine
+        hvd.shutdown()
+        hvd.init(process_sets="dynamic", deadline=60)
+
+
+def _whole_model(name):
+    case = WHOLE_MODELS[name]
+
+    def run(hvd):
+        with floatx("float64"):
+            cut = hvd.slice_layers(built(case), case.rules)
+            return evaluated(cut, case, whole_over(hvdext.comm.current()), graph=True)
+
+    def check(ranks):
+        with floatx("float64"):
+            expected = evaluated(built(case), case)
+        for found in ranks:
+            assert_equal(found, expected)
+
+    return Program(run, check, sizes=(2, 4))
+
+
+def _run_grid(hvd):
+    """Data and slices: 5 steps on shards of the batches, the norm clipped; then the whole model in a file."""
+    _with_dynamic_sets(hvd)
+    case = WHOLE_MODELS["transformer"]
+    with floatx("float64"):
+        grid = hvd.Grid(slices=2)
+        with grid.data_parallel():
+            cut = hvd.slice_layers(lambda: _quiet_transformer(hvd.rank()), case.rules)
+            optimizer = keras.optimizers.AdamW(0.02, global_clipnorm=0.1)
+            cut.compile(hvd.DistributedOptimizer(optimizer), "mse")
+            x, y = batch(case, 0, 40), targets(cut, 0, 40)
+            data = hvd.data.shard(x, y, batch_size=8 // grid.data.size, shuffle=False)
+            callback = hvd.callbacks.BroadcastGlobalVariablesCallback(0)
+            cut.fit(data, shuffle=False, callbacks=[callback], verbose=0)
+            folder = hvd.broadcast_object(tempfile.mkdtemp() if hvd.rank() == 0 else None)
+            folder = grid.slices.broadcast_object(folder, 0, "hvdext.demo.folder")
+            path = Path(folder, "model.keras")
+            hvd.save_uncut(cut, path)
+            saved = keras.models.load_model(path)
+            found = [v.numpy() for v in [*saved.weights, *saved.optimizer.variables]]
+        everywhere = _error(lambda: hvd.broadcast_variables(cut.weights, 0))
+        hvd.barrier()
+    return {
+        "state": found,
+        "everywhere": everywhere,
+        "shape": list(grid.shape),
+        "alone": hvd.Grid(data=hvd.size()).slices.size,
+        "not a grid": _error(lambda: hvd.Grid(data=2, pipeline=2, slices=2)),
+    }
+
+
+def _check_grid(ranks):
+    case = WHOLE_MODELS["transformer"]
+    with floatx("float64"):
+        model = _quiet_transformer(0)
+        model.compile(keras.optimizers.AdamW(0.02, global_clipnorm=0.1), "mse")
+        model.fit(batch(case, 0, 40), targets(model, 0, 40), batch_size=8, shuffle=False, verbose=0)
+    expected = [v.numpy() for v in [*model.weights, *model.optimizer.variables]]
+    for result in ranks:
+        assert len(result["state"]) == len(expected)
+        for mine, theirs in zip(result["state"], expected, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-8, atol=1e-8)
+        assert "slice 1 of 2 along axis" in result["everywhere"]
+        assert result["shape"] == [len(ranks) // 2, 1, 2]
+        assert result["alone"] == 1
+        assert f"Received: data=2, pipeline=2, slices=2 on {len(ranks)} ranks" in result["not a grid"]
+
+
+def _quiet_transformer(seed):
+    """As its initializers make it, and without dropout, whose masks differ from shard to shard."""
+    keras.utils.set_random_seed(seed)
+    return _transformer(dropout=0.0)
+
+
+def _error(action):
+    try:
+        return action()
+    except ValueError as error:
+        return str(error)
+
+
+def _run_mixed(hvd):
+    """mixed_float16: half-precision sums, and an overflow that all ranks skip together."""
+    case = WHOLE_MODELS["transformer"]
+    with mixed_float16():
+        cut = hvd.slice_layers(built(case), case.rules)
+        losses = _losses(cut, case)
+        before, scale = cut.get_weights(), float(cut.optimizer.dynamic_scale)
+        up = cut.get_layer("up")
+        if hvd.rank() == 1:
+            up.kernel.assign(up.kernel * 1e5)
+        cut.train_on_batch(batch(case, 3), targets(cut, 3))
+        return {
+            "losses": losses,
+            "moved": not np.array_equal(before[0], cut.get_weights()[0]),
+            "halved": float(cut.optimizer.dynamic_scale) == scale / 2,
+            "iterations": int(cut.optimizer.iterations),
+        }
+
+
+def _losses(model, case):
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    return [float(model.train_on_batch(batch(case, n), targets(model, n))) for n in range(3)]
+
+
+@contextlib.contextmanager
+def mixed_float16():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def _check_mixed(ranks):
+    case = WHOLE_MODELS["transformer"]
+    with mixed_float16():
+        expected = _losses(built(case), case)
+    for result in ranks:
+        np.testing.assert_allclose(result["losses"], expected, rtol=0.01)
+        assert result["losses"] == ranks[0]["losses"]
+        assert [result["moved"], result["halved"], result["iterations"]] == [False, True, 3]
+
+
+PROGRAMS = {
+    "cut transformer": _whole_model("transformer"),
+    "cut convolutions": _whole_model("convolutions"),
+    "cut in mixed precision": Program(_run_mixed, _check_mixed, sizes=(2,)),
+    "grid of data and slices": Program(_run_grid, _check_grid, sizes=(2, 4)),
+}

@@ -104,11 +104,12 @@ class _SlicedAttention(SlicedLayer):
         return layer
 
     def _into_heads(self, name, input_shape, heads, width, use_bias, **settings):
+        free = _free(input_shape)
         return self._projection(
             _IntoHeads,
             name,
-            "...d,dnh->...nh",
-            (heads, width),
+            f"{free}d,dnh->{free}nh",
+            (*[None] * (len(free) - 1), heads, width),
             input_shape,
             "nh",
             use_bias=use_bias,
@@ -116,12 +117,12 @@ class _SlicedAttention(SlicedLayer):
         )
 
     def _out_of_heads(self, query_shape, heads, width, features, use_bias):
-        letters = "opqrstuvw"[: len(features)]
+        free, letters = _free(query_shape), "opqrstuvw"[: len(features)]
         return self._projection(
             _OutOfHeads,
             "attention_output",
-            f"...nh,nh{letters}->...{letters}",
-            tuple(features),
+            f"{free}nh,nh{letters}->{free}{letters}",
+            (*[None] * (len(free) - 1), *features),
             (*query_shape[:-1], heads, width),
             letters,
             use_bias=use_bias,
@@ -239,3 +240,8 @@ class SlicedGroupQueryAttention(_SlicedAttention, keras.layers.GroupQueryAttenti
     def uncut(self):
         """As in `SlicedLayer`."""
         return keras.layers.GroupQueryAttention.from_config(self.get_config())
+
+
+def _free(shape):
+    """Letters for all axes but the last. TensorFlow's einsum computes "..." wrongly in float16 on CPUs."""
+    return "ABCDEFGHIJKLM"[: len(shape) - 1]

@@ -41,7 +41,7 @@ def save_uncut(model: keras.Model, filepath: str | os.PathLike) -> None:
     problem = None
     # The other groups along a data axis hold the same, and wait.
     if comm.ranks[0] == 0:
-        twin = _gathered(comm, model)
+        twin, problem = _gathered(comm, model)
         if twin is not None:
             problem = _written(twin, path)
     problems = [*comm.allgather_object(problem, "hvdext.slices.saved.slices")]
@@ -148,10 +148,22 @@ def _state(model) -> list:
 
 
 def _gathered(comm, model):
-    """The twin with all values on the group's first rank, None on the others; all of the group call it."""
-    twin = _twin(model, compiled=True) if comm.rank == 0 else None
+    """The twin with all values on the group's first rank, None on the others; all of the group call it.
+
+    Returns:
+        The twin, and what has kept it from being made.
+    """
+    twin, problem = None, None
+    if comm.rank == 0:
+        try:
+            twin = _twin(model, compiled=True)
+        except Exception as error:  # settings that Keras cannot save; the others wait
+            problem = f"{type(error).__name__}: {error}"
     targets = _state(twin) if twin is not None else []
-    shapes = comm.broadcast_object([tuple(v.shape) for v in targets], 0, "hvdext.slices.shapes")
+    shapes = [tuple(v.shape) for v in targets]
+    shapes, problem = comm.broadcast_object((shapes, problem), 0, "hvdext.slices.shapes")
+    if problem is not None:
+        return None, problem
     for i, (variable, shape) in enumerate(zip(_state(model), shapes, strict=True)):
         value = tf.convert_to_tensor(variable)
         axis = cut_axis(value.shape, shape)
@@ -160,7 +172,7 @@ def _gathered(comm, model):
             value = joined(comm, value, axis, f"hvdext.slices.whole.{len(shape)}")
         if targets:
             targets[i].assign(value)
-    return twin
+    return twin, None
 
 
 def _written(twin, path):

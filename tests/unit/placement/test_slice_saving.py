@@ -31,6 +31,7 @@ def _compiled(model):
         keras.optimizers.AdamW(0.01, use_ema=True),
         hvd.SlicedSparseCategoricalCrossentropy(),
         metrics=[hvd.SlicedSparseCategoricalAccuracy()],
+        run_eagerly=True,
     )
     return model
 
@@ -42,6 +43,7 @@ def _trained_plain(steps, model=None):
             keras.optimizers.AdamW(0.01, use_ema=True),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
+            run_eagerly=True,
         )
     for _ in range(steps):
         model.train_on_batch(IDS, (IDS + 1) % 8)
