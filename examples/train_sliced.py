@@ -1,10 +1,11 @@
 """One transformer whose layers are cut across ranks, on real data; then the whole of it in plain Keras.
 
-    horovodrun -np 2 python examples/train_sliced.py              # two slices of every layer
-    horovodrun -np 4 python examples/train_sliced.py --slices 2   # two groups, each with half of a batch
-    python examples/train_sliced.py --slices 1                    # one process: the same script, no launcher
+    horovodrun -np 2 python examples/train_sliced.py               # two slices of every layer
+    horovodrun -np 4 python examples/train_sliced.py               # two such pairs, each with half of a batch
+    horovodrun -np 2 python examples/train_sliced.py --data fashion-mnist --width 64 --epochs 2
+    python examples/train_sliced.py                                # one process: the same script, no launcher
 
-The rows of an image are the tokens of a small vision transformer. With `--slices 2` a rank has half of the
+The rows of an image are the tokens of a small vision transformer. With two slices a rank has half of the
 attention heads, half of the hidden units of the MLPs and half of the classes; together the ranks compute what
 the whole model does. The last line says how far they end from it, trained in one process.
 """
@@ -34,7 +35,8 @@ def main():
     options = parse_arguments()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     hvd.init(process_sets="dynamic")
-    grid = hvd.Grid(slices=options.slices)  # the other ranks: data parallelism
+    # Ranks beyond the slices share the batch: data parallelism.
+    grid = hvd.Grid(slices=options.slices or min(2, hvd.size()))
     train, test = datasets.load(options.data)
     keras.utils.set_random_seed(options.seed)  # layers that are not cut must start alike
 
@@ -71,7 +73,7 @@ def main():
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", choices=["digits", "fashion-mnist"], default="digits")
-    parser.add_argument("--slices", type=int, default=2)
+    parser.add_argument("--slices", type=int, help="default: 2, in one process 1")
     parser.add_argument("--width", type=int, default=32, help="features of a token")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=4)

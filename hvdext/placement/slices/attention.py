@@ -56,11 +56,10 @@ class _SlicedAttention(SlicedLayer):
         use_causal_mask=False,
     ):
         """As in Keras. A mask with heads, shape (batch, heads, T, S), holds all heads, as do the scores."""
-        query, value, key = self._copied(query, value, key)
+        originals = [t for t in (query, value, key) if t is not None]
+        copies = self._copied(originals)
         result = super().call(
-            query,
-            value,
-            key,
+            *copies,
             query_mask=query_mask,
             value_mask=value_mask,
             key_mask=key_mask,
@@ -69,20 +68,21 @@ class _SlicedAttention(SlicedLayer):
             training=training,
             use_causal_mask=use_causal_mask,
         )
+        for original, copied in zip(originals, copies, strict=True):
+            setattr(original, _MASK, getattr(copied, _MASK, None))  # Keras may have taken the mask off
         if not return_attention_scores:
             return result
         outputs, scores = result
         return outputs, gather(self.comm, scores, 1, f"{self.exchange_name}.scores")
 
-    def _copied(self, *tensors):
+    def _copied(self, tensors):
         """`operators.copy` of all different tensors in one message; Keras' masks go along."""
-        different = {id(t): t for t in tensors if t is not None}
+        different = {id(t): t for t in tensors}
         copies = copy(self.comm, list(different.values()), self.exchange_name)
         for original, copied in zip(different.values(), copies, strict=True):
             setattr(copied, _MASK, getattr(original, _MASK, None))
-            setattr(original, _MASK, None)  # as Keras does: the layer takes care of masks
         found = dict(zip(different, copies, strict=True))
-        return [None if t is None else found[id(t)] for t in tensors]
+        return [found[id(t)] for t in tensors]
 
     def _own_heads(self, mask):
         if mask is None or len(mask.shape) != 4 or mask.shape[1] in (1, None) or self.comm.size == 1:

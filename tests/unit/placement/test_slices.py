@@ -103,6 +103,27 @@ def test_a_transformer_layer_exchanges_twice_forward_and_twice_backward():
         ]
 
 
+def test_masks_with_heads_and_scores_hold_all_heads():
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(2, 3, 4)).astype("float32")
+    mask = generator.random((2, 4, 3, 3)) < 0.7
+    plain = keras.layers.MultiHeadAttention(4, 2, value_dim=3)
+    plain.build(x.shape, x.shape)
+    outputs, scores = plain(x, x, attention_mask=mask, return_attention_scores=True)
+
+    def run(comm):
+        cut = hvd.SlicedMultiHeadAttention(4, 2, value_dim=3)
+        cut.build(x.shape, x.shape)
+        for own, whole in zip(cut.weights, plain.get_weights(), strict=True):
+            marked = mark_of(own)
+            own.assign(whole if marked is None else marked[0].of(whole))
+        return [a.numpy() for a in cut(x, x, attention_mask=mask, return_attention_scores=True)]
+
+    for found in run_ranks(2, run):
+        np.testing.assert_allclose(found[0], outputs, atol=1e-6)
+        np.testing.assert_allclose(found[1], scores, atol=1e-6)
+
+
 # -- initial weights -----------------------------------------------------------------------------------
 
 
