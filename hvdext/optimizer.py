@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 from keras.optimizers import LossScaleOptimizer
-from tensorflow.python.ops import control_flow_util
 
 from hvdext import agreement
 from hvdext.accumulation import Accumulator
@@ -32,6 +31,7 @@ from hvdext.process_sets import ProcessSet
 from hvdext.reduce_op import ReduceOp
 from hvdext.selection import Select, described, path_of
 from hvdext.uneven import RollCall, empty_gradients, kinds_of
+from hvdext.xla import refuse_xla
 
 _HOOK = "_hvdext_hook"
 
@@ -217,7 +217,7 @@ class ApplyHook:
         if not gradients:
             return
         variables = _built_variables(outer, gradients, trainable_variables)
-        _refuse_xla()
+        refuse_xla("a DistributedOptimizer")
         self._prepare_once(outer, gradients, variables)
         # Keras finds out that its data has ended by running one step more, which fails for want of a batch.
         # What does not wait for the batch would run all the same: counters, the roll call.
@@ -513,16 +513,6 @@ def _plain_settings(config):
             if key not in skipped or isinstance(value, dict)
         }
     return config if isinstance(config, (str, int, float, bool, type(None))) else type(config)
-
-
-def _refuse_xla():
-    graph = tf.compat.v1.get_default_graph()
-    if not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(graph):
-        raise RuntimeError(
-            "`jit_compile` must be False with a DistributedOptimizer: XLA cannot compile the engine's "
-            "collectives. Received: a training step that XLA compiles (`jit_compile=True`, or Keras' 'auto' "
-            "on a GPU); pass `model.compile(..., jit_compile=False)`."
-        )
 
 
 def _check_optimizer(optimizer):

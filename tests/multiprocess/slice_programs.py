@@ -34,7 +34,7 @@ class Case:
     build: Callable
     rules: dict
     inputs: tuple  # of (shape, None or the upper limit of integers)
-    size: int = 4
+    size: int = 2
 
 
 def _model(inputs, outputs):
@@ -117,12 +117,12 @@ def _transformer(dropout=0.1):
 CASES = {
     "column": Case(_column, {"up": "column"}, (((6,), None),)),
     "row": Case(_row, {"down": "row"}, (((5, 8), None),)),
-    "column and row": Case(_mlp, {"up": "column", "down": "row"}, (((6,), None),)),
-    "nested": Case(_sequential, {"inner/u*": "column", "*/down": "row"}, (((6,), None),), size=2),
-    "embedding rows": Case(_embedding, {"table": "rows"}, (((5,), 16),)),
+    "column and row": Case(_mlp, {"up": "column", "down": "row"}, (((6,), None),), size=4),
+    "nested": Case(_sequential, {"inner/u*": "column", "*/down": "row"}, (((6,), None),)),
+    "embedding rows": Case(_embedding, {"table": "rows"}, (((5,), 16),), size=4),
     "embedding columns": Case(_embedding, {"table": "columns"}, (((5,), 16),)),
     "attention": Case(_attention, {"self": "heads", "cross": "heads"}, (((5, 6), None), ((7, 3), None))),
-    "grouped attention": Case(_grouped, {"grouped": "heads"}, (((6,), 9),)),
+    "grouped attention": Case(_grouped, {"grouped": "heads"}, (((6,), 9),), size=4),
     "convolutions": Case(
         _convolutions,
         {

@@ -25,6 +25,7 @@ from keras.optimizers import LossScaleOptimizer
 from hvdext.comm import Communicator
 from hvdext.placement.slices.cutting import mark_of
 from hvdext.placement.slices.witness import fingerprints
+from hvdext.xla import refuse_xla
 
 CHECK_EVERY = 100  # updates between two comparisons
 TOLERANCE = 1e-3  # equal samples give equal bits on machines that are alike, others differ by about 1
@@ -99,6 +100,7 @@ def check_elementwise(optimizer: keras.optimizers.Optimizer, variables: Sequence
 
 
 def _prepared(optimizer, comm, gradients, variables):
+    refuse_xla("cut layers")
     check_elementwise(optimizer, variables)
     _check_same_samples(optimizer, comm, gradients, variables)
     if optimizer.clipnorm:

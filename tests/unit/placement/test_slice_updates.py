@@ -101,6 +101,18 @@ def test_an_overflow_of_one_slice_makes_all_ranks_skip():
         np.testing.assert_allclose(last, [*-3 * own, 4])
 
 
+def test_xla_is_refused():
+    def run(comm):
+        _, variables = _variables(comm)
+        optimizer = keras.optimizers.SGD(1.0)
+        optimizer.build(variables)
+        step = tf.function(lambda: optimizer.apply([tf.ones(2), tf.ones(1)], variables), jit_compile=True)
+        with pytest.raises(RuntimeError, match="`jit_compile` must be False with cut layers"):
+            step()
+
+    run_ranks(2, run)
+
+
 @pytest.mark.parametrize("kind", ["Adafactor", "Lamb", "Muon"])
 def test_optimizers_that_look_at_whole_matrices_are_refused(kind):
     message = f"`optimizer` must update each element by itself .*; {kind} looks at .* for the cut 'cut'"
