@@ -12,7 +12,7 @@ from hvdext.arguments import suggests_keywords
 from hvdext.collective_arguments import place_of_root
 from hvdext.comm import current
 from hvdext.process_sets import ProcessSet
-from hvdext.selection import path_of
+from hvdext.selection import content_of, path_of
 
 
 @suggests_keywords
@@ -41,7 +41,7 @@ def broadcast_variables(
     root = place_of_root(comm, root_rank)
     facts: dict[str, object] = {"root_rank": root_rank, "number of variables": len(variables)}
     for i, v in enumerate(variables):
-        facts[f"variable {i}"] = f"{tuple(v.shape)} {tf.as_dtype(v.dtype).name}"
+        facts[f"variable {i}"] = content_of(v)
     agreement.check(comm, "broadcast_variables", facts)
     if comm.size == 1 or not variables:
         return

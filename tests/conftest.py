@@ -25,6 +25,7 @@ pytest.register_assert_rewrite(
     "process_set_programs",
     "refusal_programs",
     "runtime_programs",
+    "slice_programs",
     "strategy_programs",
     "sync_programs",
     "uneven_programs",

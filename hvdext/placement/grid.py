@@ -95,7 +95,7 @@ class Grid:
         of `hvd.DistributedOptimizer`, the callbacks and every parameter sync. `hvd.verbose()` is still for
         global rank 0 only.
         """
-        outer = getattr(_thread, "grid", None)
+        outer = active_grid()
         _thread.grid = self
         try:
             with use(self.data) as comm:
@@ -120,10 +120,15 @@ def slices_of(grid: Grid | Communicator | None) -> Communicator:
         RuntimeError: if `hvd.init()` has not been called.
     """
     if grid is None:
-        grid = getattr(_thread, "grid", None) or current()
+        grid = active_grid() or current()
     if not isinstance(grid, (Grid, Communicator)):
         raise TypeError(f"`grid` must be a hvd.Grid or None. Received: grid={grid!r}.")
     return grid.slices if isinstance(grid, Grid) else grid
+
+
+def active_grid() -> Grid | None:
+    """The grid in whose `data_parallel()` this thread is."""
+    return getattr(_thread, "grid", None)
 
 
 def place_of(rank: int, shape: Axes) -> Axes:

@@ -27,7 +27,8 @@ TABLES = (
     "collective_programs",
     "drop_in_programs",
     "runtime_programs",  # after the others: it begins a second job
-    "pipeline_programs",  # and so does this one
+    "slice_programs",  # and so does this one, with four ranks
+    "pipeline_programs",
 )
 
 

@@ -71,6 +71,16 @@ def test_process_sets():
     assert "different models: 2" in lines
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_train_sliced(ranks, tmp_path):
+    lines = _lines_of("train_sliced.py", "--epochs", "2", "--output", str(tmp_path), ranks=ranks)
+    by_rank, whole = _numbers(lines, r"slices=2\): \[(\d+), .*\] parameters by rank, (\d+) in the whole")
+    assert by_rank < 0.6 * whole
+    assert _numbers(lines, r"opened in plain Keras: test accuracy ([\d.]+);")[0] > 0.6
+    assert _numbers(lines, r"between its logits and those of one process: (\S+)")[0] < 0.01
+    assert (tmp_path / "sliced.keras").read_bytes().startswith(b"PK")
+
+
 def test_strategy():
     lines = _lines_of("strategy.py", "--strategy", str(EXAMPLES / "strategies" / "diloco.yaml"))
     assert _difference(lines) == "0.0"

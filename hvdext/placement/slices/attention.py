@@ -56,11 +56,10 @@ class _SlicedAttention(SlicedLayer):
         use_causal_mask=False,
     ):
         """As in Keras. A mask with heads, shape (batch, heads, T, S), holds all heads, as do the scores."""
-        query, value, key = self._copied(query, value, key)
+        originals = [t for t in (query, value, key) if t is not None]
+        copies = self._copied(originals)
         result = super().call(
-            query,
-            value,
-            key,
+            *copies,
             query_mask=query_mask,
             value_mask=value_mask,
             key_mask=key_mask,
@@ -69,20 +68,21 @@ class _SlicedAttention(SlicedLayer):
             training=training,
             use_causal_mask=use_causal_mask,
         )
+        for original, copied in zip(originals, copies, strict=True):
+            setattr(original, _MASK, getattr(copied, _MASK, None))  # Keras may have taken the mask off
         if not return_attention_scores:
             return result
         outputs, scores = result
         return outputs, gather(self.comm, scores, 1, f"{self.exchange_name}.scores")
 
-    def _copied(self, *tensors):
+    def _copied(self, tensors):
         """`operators.copy` of all different tensors in one message; Keras' masks go along."""
-        different = {id(t): t for t in tensors if t is not None}
+        different = {id(t): t for t in tensors}
         copies = copy(self.comm, list(different.values()), self.exchange_name)
         for original, copied in zip(different.values(), copies, strict=True):
             setattr(copied, _MASK, getattr(original, _MASK, None))
-            setattr(original, _MASK, None)  # as Keras does: the layer takes care of masks
         found = dict(zip(different, copies, strict=True))
-        return [None if t is None else found[id(t)] for t in tensors]
+        return [found[id(t)] for t in tensors]
 
     def _own_heads(self, mask):
         if mask is None or len(mask.shape) != 4 or mask.shape[1] in (1, None) or self.comm.size == 1:
@@ -104,11 +104,12 @@ class _SlicedAttention(SlicedLayer):
         return layer
 
     def _into_heads(self, name, input_shape, heads, width, use_bias, **settings):
+        free = _free(input_shape)
         return self._projection(
             _IntoHeads,
             name,
-            "...d,dnh->...nh",
-            (heads, width),
+            f"{free}d,dnh->{free}nh",
+            (*[None] * (len(free) - 1), heads, width),
             input_shape,
             "nh",
             use_bias=use_bias,
@@ -116,24 +117,20 @@ class _SlicedAttention(SlicedLayer):
         )
 
     def _out_of_heads(self, query_shape, heads, width, features, use_bias):
-        letters = "opqrstuvw"[: len(features)]
+        free, letters = _free(query_shape), "opqrstuvw"[: len(features)]
         return self._projection(
             _OutOfHeads,
             "attention_output",
-            f"...nh,nh{letters}->...{letters}",
-            tuple(features),
+            f"{free}nh,nh{letters}->{free}{letters}",
+            (*[None] * (len(free) - 1), *features),
             (*query_shape[:-1], heads, width),
             letters,
             use_bias=use_bias,
         )
 
-    def _cut_dropout(self, dropout):
-        """The layer that drops this rank's part of the scores as `dropout` would, with its seed."""
-        if not dropout.rate:
-            return dropout
-        return SlicedDropout(
-            dropout.rate, axis=1, dtype=dropout.dtype_policy, seed=_seed_of(dropout), grid=self.comm
-        )
+    def _scores_dropout(self, rate):
+        """The layer that drops this rank's part of what the uncut layer would drop of the scores."""
+        return SlicedDropout(rate, axis=1, dtype=self.dtype_policy, seed=self.seed, grid=self.comm)
 
     def _check_arguments(self, heads):
         for name, value in heads.items():
@@ -142,7 +139,7 @@ class _SlicedAttention(SlicedLayer):
             if getattr(self, name, None) is not None:
                 raise ValueError(
                     "`activity_regularizer` must be None in a layer cut by heads. "
-                    f"Received: {getattr(self, name)!r} in layer {self.name!r}."
+                    f"Received: {type(getattr(self, name)).__name__} in layer {self.name!r}."
                 )
 
 
@@ -167,6 +164,8 @@ class SlicedMultiHeadAttention(_SlicedAttention, keras.layers.MultiHeadAttention
         super().__init__(num_heads, *args, grid=grid, **kwargs)
         self._check_arguments({"num_heads": num_heads})
 
+    _dropout: float
+
     def build(self, query_shape, value_shape, key_shape=None):
         """As in Keras."""
         key_shape = value_shape if key_shape is None else key_shape
@@ -183,10 +182,11 @@ class SlicedMultiHeadAttention(_SlicedAttention, keras.layers.MultiHeadAttention
         self._output_dense = self._out_of_heads(query_shape, heads, self._value_dim, features, bias)
 
     def _build_attention(self, rank):
+        rate = self._dropout
+        self._dropout = 0.0  # Keras' own dropout draws no seed then
         super()._build_attention(rank)
-        dropout = self._dropout_layer
-        del self._dropout_layer
-        self._dropout_layer = self._cut_dropout(dropout)
+        self._dropout = rate
+        self._dropout_layer = self._scores_dropout(rate)
 
     def uncut(self):
         """As in `SlicedLayer`."""
@@ -197,8 +197,7 @@ class SlicedMultiHeadAttention(_SlicedAttention, keras.layers.MultiHeadAttention
 class SlicedGroupQueryAttention(_SlicedAttention, keras.layers.GroupQueryAttention):
     """`keras.layers.GroupQueryAttention` of which each rank has some groups of heads.
 
-    As `SlicedMultiHeadAttention`; a rank has as large a share of the key and value heads as of the query heads
-    that use them.
+    As `SlicedMultiHeadAttention`; a rank has the key and value heads that its query heads use.
 
     Args:
         head_dim: as in Keras.
@@ -231,9 +230,7 @@ class SlicedGroupQueryAttention(_SlicedAttention, keras.layers.GroupQueryAttenti
             )
         self._value_dense = self._into_heads("value", value_shape, heads, width, bias)
         self._softmax = keras.layers.Softmax(axis=-1, dtype=self.dtype_policy)
-        self._dropout_layer = self._cut_dropout(
-            keras.layers.Dropout(self.dropout, dtype=self.dtype_policy, seed=self.seed)
-        )
+        self._dropout_layer = self._scores_dropout(self.dropout)
         self._dot_product_equation = "bquh,bkuh->buqk"
         self._combine_equation = "buqk,bkuh->bquh"
         self._output_dense = self._out_of_heads(
@@ -245,6 +242,6 @@ class SlicedGroupQueryAttention(_SlicedAttention, keras.layers.GroupQueryAttenti
         return keras.layers.GroupQueryAttention.from_config(self.get_config())
 
 
-def _seed_of(dropout):
-    """The seed that a layer was given or has drawn."""
-    return int(keras.ops.convert_to_numpy(dropout.seed_generator.state)[0])
+def _free(shape):
+    """Letters for all axes but the last. TensorFlow's einsum computes "..." wrongly in float16 on CPUs."""
+    return "ABCDEFGHIJKLM"[: len(shape) - 1]

@@ -50,7 +50,8 @@ class SlicedConv2D(SlicedLayer, keras.layers.Conv2D):
         self.sliced_input = sliced_input
         if self.groups != 1:
             raise ValueError(
-                f"`groups` must be 1 in a SlicedConv2D. Received: groups={self.groups} in layer {self.name!r}."
+                "`groups` must be 1 in a SlicedConv2D. "
+                f"Received: groups={self.groups} in layer {self.name!r}."
             )
         if sliced_input and cut == "filters":
             raise ValueError("`sliced_input` must be False where cut='filters'. Received: sliced_input=True.")

@@ -63,7 +63,10 @@ def require_divides(count: int, layer: str, argument: str, value: int) -> None:
 
 
 def mark(variable: Any, part: Slice, comm: Any) -> None:
-    """Notes on a variable, and the TensorFlow variable in it, that it holds `part`, the others those in `comm`."""
+    """Notes that a variable holds `part`, and the ranks of `comm` the others.
+
+    On the TensorFlow variable in it as well: either may be handed to what asks.
+    """
     for holder in (variable, variable.value):
         setattr(holder, _MARK, (part, comm))
 

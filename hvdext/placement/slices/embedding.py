@@ -9,6 +9,7 @@ from hvdext.data.checks import require_choice
 from hvdext.placement.slices.cutting import Slice, require_divides
 from hvdext.placement.slices.layer import SlicedLayer, plain_config
 from hvdext.placement.slices.operators import gather, reduce
+from hvdext.placement.slices.witness import note
 
 
 @keras.saving.register_keras_serializable(package="hvdext")
@@ -16,9 +17,9 @@ class SlicedEmbedding(SlicedLayer, keras.layers.Embedding):
     """`keras.layers.Embedding` of whose table each rank has a part. Every rank gets the same indices.
 
     By rows, each rank looks up the entries that it has, has zeros for the others, and the ranks' results are
-    added up (one all-reduce forward, nothing backward). By columns, each rank looks up some of the features of
-    all entries, and these are gathered (one all-gather forward, nothing backward). Rows send twice as
-    much; columns need `output_dim` to be a multiple of the number of slices rather than `input_dim`.
+    added up (one all-reduce forward, nothing backward). By columns, each rank looks up some of the features
+    of all entries, and these are gathered (one all-gather forward, nothing backward), which sends half as
+    much.
 
     Args:
         input_dim: entries of the whole table; by rows a multiple of the number of slices.
@@ -47,6 +48,8 @@ class SlicedEmbedding(SlicedLayer, keras.layers.Embedding):
 
     def call(self, inputs):
         """As in Keras."""
+        if self.comm.size > 1:
+            note(self.exchange_name, inputs)
         if self.cut == "rows":
             return reduce(self.comm, self._looked_up(inputs), self.exchange_name)
         return gather(self.comm, super().call(inputs), -1, self.exchange_name)

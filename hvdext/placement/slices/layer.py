@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from hvdext.comm import Communicator
 from hvdext.placement.grid import Grid, slices_of
+from hvdext.placement.slices import updates  # noqa: F401 (optimizers must know of cut variables)
 from hvdext.placement.slices.cutting import Slice, mark, require_divides
 from hvdext.placement.slices.operators import named, reduce
 
@@ -115,7 +116,7 @@ class SlicedLayer(keras.layers.Layer):
             ValueError: for an activation along the axis, or an activity regularizer.
         """
         activation = getattr(self, "activation", None)
-        if not is_elementwise(activation):
+        if activation is not None and not is_elementwise(activation):
             raise ValueError(
                 "`activation` must work element by element where `gather` is False. "
                 f"Received: activation={activation.__name__!r} in layer {self.name!r}."
@@ -123,21 +124,21 @@ class SlicedLayer(keras.layers.Layer):
         if self.activity_regularizer is not None:
             raise ValueError(
                 "`activity_regularizer` must be None where `gather` is False. "
-                f"Received: {self.activity_regularizer!r} in layer {self.name!r}."
+                f"Received: {type(self.activity_regularizer).__name__} in layer {self.name!r}."
             )
 
     def _check_regularizer(self, name, regularizer):
         if regularizer is not None and type(regularizer) not in _ADDITIVE:
             raise ValueError(
                 f"The regularizer of `{name}` must be L1, L2 or L1L2 in a cut layer, whose parts add up to "
-                f"the whole. Received: {regularizer!r} in layer {self.name!r}."
+                f"the whole. Received: {type(regularizer).__name__} in layer {self.name!r}."
             )
 
     def _check_constraint(self, name, constraint):
         if constraint is not None and type(constraint) is not keras.constraints.NonNeg:
             raise ValueError(
                 f"The constraint of `{name}` must be NonNeg in a cut layer: others look at the whole. "
-                f"Received: {constraint!r} in layer {self.name!r}."
+                f"Received: {type(constraint).__name__} in layer {self.name!r}."
             )
 
 

@@ -5,8 +5,8 @@ With V classes, of which rank r has the logits z_r, and the target class t:
     loss = log(sum over ranks of sum(exp(z_r - m))) + m - z_t,    m = max over ranks of max(z_r)
 
 Each rank sends three numbers per sample (m, the sum and z_t, zero where it does not have t) instead of V/n
-logits (Shoeybi et al. 2019, arXiv:1909.08053, section 3). The gradient needs no exchange: softmax minus one-hot,
-of which each rank computes its own part.
+logits (Shoeybi et al. 2019, arXiv:1909.08053, section 3). The gradient needs no exchange: it is softmax minus
+one-hot, of which each rank computes its own part.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tensorflow as tf
 from hvdext.comm import Communicator
 from hvdext.graph_names import numbered
 from hvdext.placement.grid import slices_of
+from hvdext.placement.slices.witness import note
 
 _NAME = "hvdext.slices"
 
@@ -25,8 +26,8 @@ _NAME = "hvdext.slices"
 class SlicedSparseCategoricalCrossentropy(keras.losses.Loss):
     """`keras.losses.SparseCategoricalCrossentropy(from_logits=True)` of logits cut along the classes.
 
-    For what a `ColumnDense` with `gather=False` (in `hvd.slice_layers` the rule "vocabulary") gives. Every rank
-    gets the same labels, of all classes, and finds the same loss.
+    For what a `ColumnDense` with `gather=False` (in `hvd.slice_layers` the rule "vocabulary") gives. Every
+    rank gets the same labels, of all classes, and finds the same loss.
 
     Args:
         grid: the `hvd.Grid` of the layer; None: as for the layer.
@@ -83,13 +84,14 @@ def cross_entropy(comm: Communicator, labels: tf.Tensor, logits: tf.Tensor, name
 
     Args:
         comm: the group.
-        labels: int64, shape (...), the same on all ranks; each below the number of all classes.
+        labels: int64, shape (...), the same on all ranks; a label that is no class gives NaN.
         logits: this rank's, floating, shape (..., classes / ranks).
         name: `hvdext.<purpose>.<detail>`.
 
     Returns:
         Shape (...), the same on all ranks; the gradient with respect to `logits` is this rank's part.
     """
+    note(name, labels)
 
     @tf.custom_gradient
     def loss(parts):
@@ -109,7 +111,8 @@ def cross_entropy(comm: Communicator, labels: tf.Tensor, logits: tf.Tensor, name
 
         return tf.math.log(total) + largest - chosen, gradient
 
-    return loss(logits)
+    exists = (labels >= 0) & (labels < comm.size * logits.shape[-1])
+    return tf.where(exists, loss(logits), float("nan"))
 
 
 def _hits(comm, labels, logits, name):

@@ -9,7 +9,7 @@ and so is the gradient of everything whole: each rank has all of it, not a share
     gather     parts -> whole: all-gather     whole -> part: this rank's part
     split      whole -> part: its part        parts -> whole: all-gather
 
-`copy` and `reduce` are the operators f and g of Megatron-LM (Shoeybi et al. 2019, arXiv:1909.08053, section 3).
+`copy` and `reduce` are the operators f and g of Megatron-LM (Shoeybi et al. 2019, arXiv:1909.08053).
 `copy` stands in front of whatever gives each rank a part; `reduce` sums partial results.
 
 Every rank of `comm` calls each operator, in the same order, and asks for the same gradients.
@@ -25,6 +25,7 @@ from hvdext.comm import Communicator
 from hvdext.differentiable import with_gradient
 from hvdext.graph_names import cleaned, numbered
 from hvdext.placement.slices.cutting import Slice
+from hvdext.placement.slices.witness import note
 
 
 def copy(comm: Communicator, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
@@ -37,6 +38,9 @@ def copy(comm: Communicator, tensors: Sequence[tf.Tensor], name: str) -> list[tf
     """
     if comm.size == 1:
         return list(tensors)
+
+    for i, tensor in enumerate(tensors):
+        note(f"{name}.{i}", tensor)
 
     def backward(gradients):
         return comm.allreduce(gradients, numbered(f"{name}.copy"))
@@ -91,6 +95,7 @@ def split(comm: Communicator, tensor: tf.Tensor, axis: int, name: str) -> tf.Ten
     """
     if comm.size == 1:
         return tensor
+    note(name, tensor)
     own = Slice(axis % tensor.shape.rank, comm.rank, comm.size)
     return with_gradient(
         lambda values: [own.of(values[0])],

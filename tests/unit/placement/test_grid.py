@@ -97,6 +97,15 @@ def test_the_data_axis_is_the_world():
         assert value == 2 + rank % 2 - means[rank % 2]
 
 
+def test_data_shared_by_load_is_for_the_data_axis_alone():
+    def run(comm):
+        with hvd.Grid(data=1, slices=2).data_parallel():
+            hvd.data.shared_by_load(np.arange(8), batch_size=2)
+
+    with pytest.raises(ValueError, match=r"a call within Grid\(data=1, pipeline=1, slices=2\)"):
+        run_ranks(2, run)
+
+
 def test_a_process_set_does_the_same():
     def one_rank(comm):
         grid = hvd.Grid(data=2, pipeline=2)
