@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -10,18 +9,12 @@ import keras
 import numpy as np
 import pipeline_cases as cases
 from exchange_programs import Program
-
-
-def _dynamic(hvd):
-    """The session's job may have a fixed list of process sets."""
-    if os.environ.get("HOROVOD_DYNAMIC_PROCESS_SETS", "0") in ("", "0"):
-        hvd.shutdown()
-        hvd.init(process_sets="dynamic", deadline=60)
+from slice_programs import _with_dynamic_sets as with_dynamic_sets
 
 
 def _trained(schedule, optimizer):
     def run(hvd):
-        _dynamic(hvd)
+        with_dynamic_sets(hvd)
         places = hvd.size() * (2 if schedule == "interleaved" else 1)
         model = hvd.pipeline(cases.branched, cases.branched_plan(hvd, places), 4, schedule)
         model.compile(cases.OPTIMIZERS[optimizer](), cases.BRANCHED_LOSS)
@@ -55,7 +48,7 @@ def _clipped():
 
 
 def _run_grid(hvd):
-    _dynamic(hvd)
+    with_dynamic_sets(hvd)
     grid = hvd.Grid(data=2, pipeline=2)
     x, y = cases.plain_data()
     mine = slice(grid.place.data, None, 2)  # every other row, so that two halves of a batch are one batch
@@ -86,7 +79,7 @@ def _check_grid(ranks):
 
 def _run_files(hvd):
     """Trains, saves, and goes on in one process from the file, and in a pipeline from the file."""
-    _dynamic(hvd)
+    with_dynamic_sets(hvd)
     folder = hvd.broadcast_object(tempfile.mkdtemp(), 0)
     path = str(Path(folder, "whole.keras"))
     x, y = cases.plain_data()
