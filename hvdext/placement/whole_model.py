@@ -257,8 +257,7 @@ class WholeModel:
     def _numbers_in_file(self, optimizer) -> list[tuple[int, Any]]:
         """(number of a variable of the whole model's optimizer, this stage's variable that it belongs to)."""
         whole = optimizer.__class__.from_config(optimizer.get_config())
-        with keras.StatelessScope(initialize_variables=False):  # nothing is allocated
-            whole.build(self.model.trainable_variables)
+        whole.build([_tiny(variable) for variable in self.model.trainable_variables])
         numbers = {id(variable): i for i, variable in enumerate(whole.variables)}
         theirs = {(slot.kind, slot.index): slot.variable for slot in slots_of(whole)}
         positions = self._positions(optimizer)
@@ -269,6 +268,14 @@ class WholeModel:
         ]
         pairs += list(zip(common_variables(whole), common_variables(optimizer), strict=True))
         return [(numbers[id(their)], own) for their, own in pairs]
+
+
+def _tiny(variable) -> keras.Variable:
+    """A variable for which an optimizer keeps the same slots as for `variable`, only smaller ones."""
+    tiny = keras.Variable(np.zeros((1,) * len(variable.shape)), dtype=variable.dtype, name=variable.name)
+    tiny._path = variable.path
+    tiny.overwrite_with_gradient = variable.overwrite_with_gradient
+    return tiny
 
 
 def _is_composed(optimizer) -> bool:
