@@ -56,7 +56,7 @@ def parse_arguments():
 
 
 def pipeline_memory():
-    few = {"steps": 2, "rounds": 1, "microbatches": MICROBATCHES}
+    few = {"steps": 2, "rounds": 1, "microbatches": 4}
     idle = run("idle", 1)["peak"]
     whole = run("plain", 1, LARGE | few)["peak"] - idle
     stages = [peak - idle for peak in run("pipeline", RANKS, LARGE | few)["peaks"]]

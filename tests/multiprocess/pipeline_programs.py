@@ -68,7 +68,7 @@ def _check_grid(ranks):
             np.testing.assert_array_equal(value, pair[1]["weights"][path])
     whole = cases.plain.__wrapped__()
     start = ranks[0]["start"] | ranks[1]["start"]
-    whole.set_weights([start[path] for path in cases.values(whole)])
+    whole.set_weights([np.array(start[path]) for path in cases.values(whole)])
     whole.compile(_clipped(), "mse")
     whole.fit(*cases.plain_data(), batch_size=cases.ROWS, shuffle=False, verbose=0)
     _assert_weights(ranks[:2], cases.values(whole))
