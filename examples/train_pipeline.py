@@ -68,7 +68,7 @@ def build_model(shape):
     images = keras.Input(shape, name="images")
     x = layers.Conv2D(16, 3, padding="same", activation="relu", name="first")(images)
     for block in range(4):
-        y = layers.BatchNormalization(name=f"norm_{block}")(x)
+        y = layers.BatchNormalization(momentum=0.9, name=f"norm_{block}")(x)
         y = layers.Conv2D(16, 3, padding="same", activation="relu", name=f"convolution_{block}")(y)
         x = layers.Add(name=f"add_{block}")([x, y])
     x = layers.MaxPooling2D(name="pool")(x)
