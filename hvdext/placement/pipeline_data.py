@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
+from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
 
 
 def complete(x: Any, y: Any, *, needs_x: bool, needs_y: bool, rank: int) -> tuple[Any, Any]:
@@ -61,6 +63,15 @@ def first_rows(x: Any) -> int:
     return len(keras.tree.flatten(x)[0])
 
 
+def first_batch(iterator: Any) -> Any:
+    """The first batch of what Keras trains on; of a generator, which gives it once only, what is known of it."""
+    if isinstance(iterator.data_adapter, GeneratorDataAdapter):
+        return iterator._distributed_dataset.element_spec
+    for _, _, batches in iterator:
+        return next(batches)
+    raise ValueError("`x` must hold at least one batch. Received: none.")
+
+
 def microbatch_problem(microbatches: int, rows: int, batch_size: int) -> str | None:
     """What is wrong with micro-batches of batches of `batch_size` rows out of `rows`; None if nothing."""
     sizes = {min(rows, batch_size), rows % batch_size} - {0}
@@ -76,7 +87,10 @@ def microbatch_problem(microbatches: int, rows: int, batch_size: int) -> str | N
 
 def digest(structure: Any) -> str | None:
     """A few characters that differ for different values; None for no values."""
-    leaves = [np.asarray(leaf) for leaf in keras.tree.flatten(structure) if leaf is not None]
+    leaves = [leaf for leaf in keras.tree.flatten(structure) if leaf is not None]
+    if any(isinstance(leaf, tf.TypeSpec) for leaf in leaves):
+        return None
+    leaves = [np.asarray(leaf) for leaf in leaves]
     if not any(leaf.size for leaf in leaves):
         return None
     total = hashlib.sha256()

@@ -19,7 +19,14 @@ from hvdext import agreement
 from hvdext.exchange import map_gradient
 from hvdext.optimizer import build, configuration, hook_of, innermost
 from hvdext.placement.messages import Spec, pack, unpack
-from hvdext.placement.pipeline_data import complete, digest, first_rows, is_arrays, microbatch_problem
+from hvdext.placement.pipeline_data import (
+    complete,
+    digest,
+    first_batch,
+    first_rows,
+    is_arrays,
+    microbatch_problem,
+)
 from hvdext.placement.reading import function_of
 from hvdext.placement.running import Runner
 from hvdext.placement.schedule import Action
@@ -453,9 +460,7 @@ class PipelineModel(keras.Model):
         if self._is_prepared:
             return
         if data_batch is None:
-            for _, _, batches in iterator:
-                data_batch = next(batches)
-                break
+            data_batch = first_batch(iterator)
         self._prepare(*keras.utils.unpack_x_y_sample_weight(data_batch))
         self._is_prepared = True
 
@@ -465,7 +470,7 @@ class PipelineModel(keras.Model):
             "optimizer": type(self.optimizer).__name__,
             "configuration": configuration(innermost(self.optimizer)),
             "steps_per_execution": self.steps_per_execution,
-            "rows of the first batch": int(keras.tree.flatten(x)[0].shape[0]),
+            "rows of the first batch": keras.tree.flatten(x)[0].shape[0],
         }
         agreement.check(self._comm, f"the pipeline of model {self.name!r}", facts)
         seen = {"x": digest(x), "y": digest(y)}
@@ -494,6 +499,8 @@ class PipelineModel(keras.Model):
         backend.compute_output_spec(self._compile_loss, y, y_pred, sample_weight)
 
     def _build_optimizer(self):
+        if not self.trainable_variables:
+            innermost(self.optimizer).use_ema = False  # which Keras ends with all trained weights
         build(self.optimizer, self.trainable_variables or [self._stand_in.variable])
 
     def _shuffle_alike(self) -> None:

@@ -57,9 +57,11 @@ def _run_grid(hvd):
         keras.utils.set_random_seed(grid.place.data)  # the start is broadcast all the same
         model = hvd.pipeline(cases.plain.__wrapped__, plan, 2, grid=grid)
         start = cases.values(model)
-        model.compile(hvd.DistributedOptimizer(_clipped()), "mse")
-        model.fit(x[mine], y[mine], batch_size=cases.ROWS // 2, shuffle=False, verbose=0)
-    return {"start": start, "weights": cases.values(model)}
+        model.compile(hvd.DistributedOptimizer(_clipped()), "mse", metrics=["mae"])
+        average = hvd.callbacks.MetricAverageCallback()
+        options = {"batch_size": cases.ROWS // 2, "shuffle": False, "verbose": 0, "callbacks": [average]}
+        logs = model.fit(x[mine], y[mine], **options).history
+    return {"start": start, "weights": cases.values(model), "logs": logs}
 
 
 def _check_grid(ranks):
@@ -69,8 +71,11 @@ def _check_grid(ranks):
     whole = cases.plain.__wrapped__()
     start = ranks[0]["start"] | ranks[1]["start"]
     whole.set_weights([np.array(start[path]) for path in cases.values(whole)])
-    whole.compile(_clipped(), "mse")
-    whole.fit(*cases.plain_data(), batch_size=cases.ROWS, shuffle=False, verbose=0)
+    whole.compile(_clipped(), "mse", metrics=["mae"])
+    logs = whole.fit(*cases.plain_data(), batch_size=cases.ROWS, shuffle=False, verbose=0).history
+    for rank in ranks:
+        for name in ("loss", "mae"):
+            np.testing.assert_allclose(rank["logs"][name], logs[name], rtol=1e-5)
     _assert_weights(ranks[:2], cases.values(whole))
 
 

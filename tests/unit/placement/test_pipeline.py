@@ -118,6 +118,26 @@ def test_losses_count_as_in_one_batch(reduction, weighted):
         )
 
 
+def test_a_generator_loses_no_batch():
+    x, y = cases.plain_data(3)
+    compiled = {"optimizer": "sgd", "loss": "mse"}
+
+    def batches():
+        for start in range(0, len(x), cases.ROWS):
+            yield x[start : start + cases.ROWS], y[start : start + cases.ROWS]
+
+    def program(comm):
+        model = make()
+        model.compile(**compiled)
+        model.fit(batches(), steps_per_epoch=3, verbose=0)
+        return cases.values(model)
+
+    whole = cases.plain()
+    whole.compile(**compiled)
+    whole.fit(x, y, batch_size=cases.ROWS, shuffle=False, verbose=0)
+    assert_close(merged(run_ranks(2, program)), cases.values(whole))
+
+
 def test_clipping_by_the_norm_over_all_stages():
     x, y = cases.plain_data(4)
 
