@@ -64,7 +64,7 @@ def first_rows(x: Any) -> int:
 
 
 def first_batch(iterator: Any) -> Any:
-    """The first batch of what Keras trains on; of a generator, which gives it once only, what is known of it."""
+    """The first batch; of a generator, which gives it only once, what is known of it."""
     if isinstance(iterator.data_adapter, GeneratorDataAdapter):
         return iterator._distributed_dataset.element_spec
     for _, _, batches in iterator:
