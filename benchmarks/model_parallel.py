@@ -33,7 +33,7 @@ HERE = Path(__file__).resolve().parent
 WORKER = HERE / "pipeline_worker.py"
 RANKS = 2
 MICROBATCHES = 8
-LARGE = {"layers": 24, "units": 2048, "batch-size": 64, "optimizer": "adam"}
+LARGE = {"layers": 24, "units": 2048, "batch-size": 512, "optimizer": "adam"}
 BALANCED = {"layers": 8, "units": 1024, "batch-size": 512, "optimizer": "sgd"}
 DEADLINE = 600  # seconds per run
 
@@ -56,7 +56,7 @@ def parse_arguments():
 
 
 def pipeline_memory():
-    few = {"steps": 2, "rounds": 1, "microbatches": 4}
+    few = {"steps": 2, "rounds": 1, "microbatches": MICROBATCHES}
     idle = run("idle", 1)["peak"]
     whole = run("plain", 1, LARGE | few)["peak"] - idle
     stages = [peak - idle for peak in run("pipeline", RANKS, LARGE | few)["peaks"]]

@@ -139,7 +139,7 @@ class PipelineModel(keras.Model):
                 raise ValueError(problem)
             if shuffle:
                 self._shuffle_alike()
-        return super().fit(
+        history = super().fit(
             x,
             y,
             batch_size=batch_size,
@@ -151,6 +151,10 @@ class PipelineModel(keras.Model):
             shuffle=shuffle,
             **options,
         )
+        # A rank whose script ends here ends the engine, perhaps in the middle of another pipeline's last
+        # exchange.
+        self.whole.wait_for_all()
+        return history
 
     def evaluate(self, x=None, y=None, batch_size=None, verbose="auto", **options):
         """As `keras.Model.evaluate`; batches may have any number of rows."""

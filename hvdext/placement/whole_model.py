@@ -88,6 +88,11 @@ class WholeModel:
         """The rank that holds the layer at `path`."""
         return self.plan.place_of(path) % self.comm.size
 
+    def wait_for_all(self) -> None:
+        """Returns once all ranks of all pipelines have called it."""
+        self.comm.barrier("hvdext.placement.end")
+        self.replicas.barrier("hvdext.placement.end")
+
     def save(self, path: str | os.PathLike, compile_config: dict, optimizer, **options) -> None:
         """Rank 0 writes the model with all ranks' values, and with the optimizer's state if there is any.
 
@@ -109,7 +114,7 @@ class WholeModel:
                     self.model.save(path, **options)
             finally:
                 self._forget(filled)
-        self._wait_for_file()
+        self.wait_for_all()
 
     def save_weights(self, path: str | os.PathLike, **options) -> None:
         """As `save`, but the weights only (`Model.save_weights`)."""
@@ -120,7 +125,7 @@ class WholeModel:
                     self.model.save_weights(path, **options)
             finally:
                 self._forget(filled)
-        self._wait_for_file()
+        self.wait_for_all()
 
     def load_weights(self, path: str | os.PathLike, **options) -> None:
         """Reads this rank's layers, and no others, from a file that plain Keras or `save` has written.
@@ -175,10 +180,6 @@ class WholeModel:
                     variable._initialize(_array(value, variable))
                     filled.append(variable)
         return filled
-
-    def _wait_for_file(self) -> None:
-        self.comm.barrier("hvdext.placement.saved")
-        self.replicas.barrier("hvdext.placement.saved")
 
     def _forget(self, filled: Sequence) -> None:
         for variable in filled:

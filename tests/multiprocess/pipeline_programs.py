@@ -108,7 +108,7 @@ def _run_files(hvd):
         opened = keras.models.load_model(path)
         opened.fit(x[half:], y[half:], **options)
         alone = cases.values(opened)
-    hvd.barrier()
+    hvd.barrier()  # the file is read
     scores = second.evaluate(x[:-3], y[:-3], batch_size=32, verbose=0)
     return {
         "weights": cases.values(second),
