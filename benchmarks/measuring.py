@@ -30,3 +30,9 @@ def result_of(command, deadline):
         if finished.returncode:
             sys.exit(f"{shlex.join(command)} failed:\n{finished.stdout}{finished.stderr}")
         return json.loads(result.read_text())
+
+
+def peak_resident():
+    """The most memory that this process has held so far, in bytes."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
+    return int(line.split()[1]) * 1024

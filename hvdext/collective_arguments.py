@@ -33,16 +33,19 @@ def comm_of(process_set, op=None) -> Communicator:
 
 
 def place_of_root(comm: Communicator, root_rank: int) -> int:
-    """The place of the global rank `root_rank` within `comm`.
+    """The place of `root_rank` within `comm`: a global rank, or among all ranks one as `hvd.rank()` counts.
+
+    The two differ where a grid's axis stands for all ranks (`hvd.Grid.data_parallel`).
 
     Raises:
         ValueError: if it is not one of the ranks.
     """
-    if isinstance(root_rank, bool) or root_rank not in comm.ranks:
+    ranks = tuple(range(comm.size)) if comm is current() else comm.ranks
+    if isinstance(root_rank, bool) or root_rank not in ranks:
         raise ValueError(
-            f"`root_rank` must be one of the ranks {list(comm.ranks)}. Received: root_rank={root_rank!r}."
+            f"`root_rank` must be one of the ranks {list(ranks)}. Received: root_rank={root_rank!r}."
         )
-    return comm.ranks.index(root_rank)
+    return ranks.index(root_rank)
 
 
 def user_name(kind: str, name: str | None) -> str:

@@ -352,8 +352,10 @@ class HorovodComm(Communicator):
             self._engine_set = engine_sets.global_process_set
             ranks: Sequence[int] = range(mpi_ops.size())
         else:
-            self._engine_set = _engine_set(process_set, mpi_ops, engine_sets)
             ranks = process_set.ranks
+            # A rank on its own exchanges nothing, so that its set needs no registration.
+            alone = len(ranks) == 1
+            self._engine_set = None if alone else _engine_set(process_set, mpi_ops, engine_sets)
         ranks = tuple(ranks)
         super().__init__(ranks.index(mpi_ops.rank()), ranks, ledger or Ledger(len(ranks)))
         self._subsets: dict[tuple[int, ...], HorovodComm] = {}

@@ -73,7 +73,7 @@ def allreduce(
             postscale=postscale,
         )
 
-    return _with_gradient(forward, backward, tensors)
+    return with_gradient(forward, backward, tensors)
 
 
 def allgather(comm: Communicator, tensor: tf.Tensor, name: str) -> tf.Tensor:
@@ -86,7 +86,7 @@ def allgather(comm: Communicator, tensor: tf.Tensor, name: str) -> tf.Tensor:
         first = tf.reduce_sum(rows[: comm.rank])
         return [tf.ensure_shape(mean[first : first + rows[comm.rank]], tensor.shape)]
 
-    return _with_gradient(lambda values: [comm.allgather(values[0], name)], backward, [tensor])[0]
+    return with_gradient(lambda values: [comm.allgather(values[0], name)], backward, [tensor])[0]
 
 
 def broadcast(comm: Communicator, tensor: tf.Tensor, root: int, name: str) -> tf.Tensor:
@@ -96,7 +96,7 @@ def broadcast(comm: Communicator, tensor: tf.Tensor, root: int, name: str) -> tf
         (mean,) = allreduce(comm, gradients, numbered(f"{name}.gradient"), op=ReduceOp.AVERAGE)
         return [mean if comm.rank == root else tf.zeros_like(mean)]
 
-    return _with_gradient(lambda values: comm.broadcast(values, root, name), backward, [tensor])[0]
+    return with_gradient(lambda values: comm.broadcast(values, root, name), backward, [tensor])[0]
 
 
 def alltoall(
@@ -107,7 +107,7 @@ def alltoall(
     def backward(gradients):
         return [alltoall(comm, gradients[0], received, splits, numbered(f"{name}.gradient"))]
 
-    return _with_gradient(lambda values: [comm.alltoall(values[0], splits, name)], backward, [tensor])[0]
+    return with_gradient(lambda values: [comm.alltoall(values[0], splits, name)], backward, [tensor])[0]
 
 
 def reducescatter(
@@ -130,14 +130,21 @@ def reducescatter(
         scaled = gradients[0] * tf.constant(factor, gradients[0].dtype)
         return [allgather(comm, scaled, numbered(f"{name}.gradient"))]
 
-    return _with_gradient(forward, backward, [tensor])[0]
+    return with_gradient(forward, backward, [tensor])[0]
 
 
-def _with_gradient(
+def with_gradient(
     forward: Callable[[list[tf.Tensor]], list[tf.Tensor]],
     backward: Callable[[list[tf.Tensor]], list[tf.Tensor]],
     tensors: Sequence[tf.Tensor],
 ) -> list[tf.Tensor]:
+    """`forward(tensors)`, whose gradient is `backward(gradients)`; numbers that are not real have none.
+
+    Args:
+        forward: maps the tensors to the results.
+        backward: maps one gradient per result to one per tensor.
+        tensors: of one dtype.
+    """
     if not tensors[0].dtype.is_floating and not tensors[0].dtype.is_complex:
         return forward(list(tensors))
 

@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 from keras.optimizers import LossScaleOptimizer
-from tensorflow.python.ops import control_flow_util
 
 from hvdext import agreement
 from hvdext.accumulation import Accumulator
@@ -27,10 +26,12 @@ from hvdext.arguments import suggests_keywords
 from hvdext.compression import Compression
 from hvdext.exchange import GradientExchange, is_overwritten, map_gradient
 from hvdext.ledger import Ledger
+from hvdext.placement.slices import updates  # noqa: F401 (before Keras' `apply` is hooked here: it is inside)
 from hvdext.process_sets import ProcessSet
 from hvdext.reduce_op import ReduceOp
 from hvdext.selection import Select, described, path_of
 from hvdext.uneven import RollCall, empty_gradients, kinds_of
+from hvdext.xla import refuse_xla
 
 _HOOK = "_hvdext_hook"
 
@@ -187,6 +188,7 @@ class ApplyHook:
         self._accumulator = accumulator
         self._plain_apply = optimizer.apply
         self._ready_for: Callable[[], Ledger | None] = lambda: None  # the job whose ranks have agreed
+        self._ready_ranks: tuple[int, ...] = ()  # which of them have
         self._kinds: list | None = None  # what the gradients are made of
         self._roll_call: RollCall | None = None
         self._follow_traced: tuple | None = None  # (outer, ids of variables, function)
@@ -215,7 +217,7 @@ class ApplyHook:
         if not gradients:
             return
         variables = _built_variables(outer, gradients, trainable_variables)
-        _refuse_xla()
+        refuse_xla("a DistributedOptimizer")
         self._prepare_once(outer, gradients, variables)
         # Keras finds out that its data has ended by running one step more, which fails for want of a batch.
         # What does not wait for the batch would run all the same: counters, the roll call.
@@ -366,14 +368,16 @@ class ApplyHook:
 
     def _prepare_once(self, outer, gradients, variables):
         """Prepares before the first step of a job; ranks that were lost or have come make another job."""
-        ledger = self._exchange.comm().ledger
-        if self._ready_for() is ledger:
+        comm = self._exchange.comm()
+        ledger = comm.ledger
+        if self._ready_for() is ledger and self._ready_ranks == comm.ranks:
             return
         with tf.init_scope():
             self.restart()
         self._prepare(outer, gradients, variables)
         if self._kinds is not None:
             self._ready_for = weakref.ref(ledger)
+            self._ready_ranks = comm.ranks
 
     def _prepare(self, outer, gradients, variables):
         """Before the first step: everything that must hold on all ranks before they exchange numbers.
@@ -386,7 +390,7 @@ class ApplyHook:
         with tf.init_scope():  # eagerly, also while Keras traces its training step
             settings = {
                 "optimizer": type(outer).__name__,
-                "configuration": _configuration(self.optimizer),
+                "configuration": configuration(self.optimizer),
                 "backward_passes_per_step": accumulator.passes if accumulator else 1,
                 "average_aggregated_gradients": accumulator.average if accumulator else None,
                 "uneven batches": self._roll_call is not None,
@@ -488,7 +492,8 @@ def _common_kinds(comm, subject, kinds, variables):
     return next((kinds for kinds, _ in everyone if kinds is not None), None)
 
 
-def _configuration(optimizer):
+def configuration(optimizer):
+    """The settings of `optimizer` that must agree among ranks, to compare by their `repr`."""
     try:
         return _plain_settings(optimizer.get_config())
     except NotImplementedError:  # a schedule of the user's own that cannot be saved; it can train
@@ -509,16 +514,6 @@ def _plain_settings(config):
             if key not in skipped or isinstance(value, dict)
         }
     return config if isinstance(config, (str, int, float, bool, type(None))) else type(config)
-
-
-def _refuse_xla():
-    graph = tf.compat.v1.get_default_graph()
-    if not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(graph):
-        raise RuntimeError(
-            "`jit_compile` must be False with a DistributedOptimizer: XLA cannot compile the engine's "
-            "collectives. Received: a training step that XLA compiles (`jit_compile=True`, or Keras' 'auto' "
-            "on a GPU); pass `model.compile(..., jit_compile=False)`."
-        )
 
 
 def _check_optimizer(optimizer):

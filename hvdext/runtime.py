@@ -153,7 +153,8 @@ def cross_size() -> int:
 @suggests_keywords
 def verbose(level: int | str = 1) -> int | str:
     """`level` on rank 0, 0 elsewhere: `model.fit(..., verbose=hvd.verbose())` shows one progress bar."""
-    return level if rank() == 0 else 0
+    comm = current()
+    return level if comm.ranks[comm.rank] == 0 else 0
 
 
 def barrier() -> None:

@@ -7,6 +7,8 @@ from fnmatch import fnmatchcase
 
 import tensorflow as tf
 
+from hvdext.placement.slices.cutting import mark_of
+
 Select = str | Sequence[str] | Callable[[object], bool] | None
 
 
@@ -22,7 +24,14 @@ def identity_of(variable) -> int:
 
 def described(variable) -> str:
     """A variable's path, shape and dtype, for a comparison of the ranks."""
-    return f"{path_of(variable)} {tuple(variable.shape)} {tf.as_dtype(variable.dtype).name}"
+    return f"{path_of(variable)} {content_of(variable)}"
+
+
+def content_of(variable) -> str:
+    """A variable's shape and dtype, and which slice it holds: ranks with different ones must not mix them."""
+    marked = mark_of(variable)
+    kind = f"{tuple(variable.shape)} {tf.as_dtype(variable.dtype).name}"
+    return kind if marked is None else f"{kind}, {marked[0]}"
 
 
 def selected(variables: Sequence, select: Select, argument: str = "select") -> list[bool]:

@@ -83,6 +83,8 @@ class ThreadComm(Communicator):
     def subset(self, process_set: ProcessSet) -> Communicator:
         """As in `Communicator`."""
         process_set.place_of(self._me)
+        if process_set.ranks == self.ranks:
+            return self
         return ThreadComm(self._me, process_set.ranks, self._room, self.ledger)
 
     def _swap(self, name, value):

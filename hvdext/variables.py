@@ -9,9 +9,10 @@ import tensorflow as tf
 
 from hvdext import agreement
 from hvdext.arguments import suggests_keywords
+from hvdext.collective_arguments import place_of_root
 from hvdext.comm import current
 from hvdext.process_sets import ProcessSet
-from hvdext.selection import path_of
+from hvdext.selection import content_of, path_of
 
 
 @suggests_keywords
@@ -37,18 +38,14 @@ def broadcast_variables(
     comm = current()
     if process_set is not None:
         comm = comm.subset(process_set)
-    if root_rank not in comm.ranks:
-        raise ValueError(
-            f"`root_rank` must be one of the ranks {list(comm.ranks)}. Received: root_rank={root_rank!r}."
-        )
+    root = place_of_root(comm, root_rank)
     facts: dict[str, object] = {"root_rank": root_rank, "number of variables": len(variables)}
     for i, v in enumerate(variables):
-        facts[f"variable {i}"] = f"{tuple(v.shape)} {tf.as_dtype(v.dtype).name}"
+        facts[f"variable {i}"] = content_of(v)
     agreement.check(comm, "broadcast_variables", facts)
     if comm.size == 1 or not variables:
         return
     values = [tf.convert_to_tensor(variable) for variable in variables]
-    root = comm.ranks.index(root_rank)
     for variable, value in zip(
         variables, comm.broadcast(values, root, "hvdext.broadcast.variables"), strict=True
     ):

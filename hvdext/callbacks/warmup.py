@@ -152,9 +152,9 @@ class WarmupPerturbation(keras.callbacks.Callback):
                 f"`WarmupPerturbation` needs a built model, whose weights exist when training begins: begin "
                 f"it with a keras.Input or call it once. Received: the unbuilt {self.model.name!r}."
             )
-        if self._root_rank not in comm.ranks:
+        if self._root_rank >= comm.size:
             return [], (
-                f"`root_rank` must be one of the ranks {list(comm.ranks)}. "
+                f"`root_rank` must be one of the ranks {list(range(comm.size))}. "
                 f"Received: root_rank={self._root_rank!r}."
             )
         try:
@@ -213,10 +213,9 @@ class WarmupPerturbation(keras.callbacks.Callback):
 
     def _round(self, comm, turn, weights: Weights, variables, score) -> Weights:
         """What all ranks hold after round `turn`, which begins with `weights`."""
-        rank = comm.ranks[comm.rank]
         mine = weights
-        if rank != self._root_rank:
-            mine = self._noise.candidate(weights, turn=turn, rank=rank)
+        if comm.rank != self._root_rank:
+            mine = self._noise.candidate(weights, turn=turn, rank=comm.rank)
         _check_finite(comm, [(path_of(variables[place]), value) for place, value in mine.items()])
         if score is not None:
             _assign(variables, mine)
@@ -238,8 +237,7 @@ class WarmupPerturbation(keras.callbacks.Callback):
             return functools.partial(self._score, self.model)
         if self._probe is None:
             return None
-        root = comm.ranks.index(self._root_rank)
-        probe = comm.broadcast_object(tuple(self._probe), root, "hvdext.warmup.probe")
+        probe = comm.broadcast_object(tuple(self._probe), self._root_rank, "hvdext.warmup.probe")
         return functools.partial(scoring.loss_on(probe), self.model)
 
     def _choice(self, comm) -> tuple[int | None, list[float]]:
@@ -247,7 +245,7 @@ class WarmupPerturbation(keras.callbacks.Callback):
         if self._unify == "average" and self._weight_by is None:
             return None, [1 / comm.size] * comm.size
         if self._unify == "root":
-            return _only(comm, comm.ranks.index(self._root_rank))
+            return _only(comm, self._root_rank)
         scores = self.scores[-1]
         best = perturbation.best(scores)
         if best is None:

@@ -19,6 +19,7 @@ from hvdext.comm import Communicator, current
 from hvdext.data.arrays import aligned_arrays, gathered
 from hvdext.data.checks import require_int, require_positive
 from hvdext.data.deal import Order
+from hvdext.placement.grid import active_grid
 
 _NAME = "hvdext.data.by_load"
 _ENDLESS = 2**62
@@ -95,6 +96,7 @@ def shared_by_load(
         require_positive("timeout", timeout)
         arrays, total = aligned_arrays(x, y, sample_weight)
         _require_batches(total, batch_size, comm.size)
+        _require_data_parallel(active_grid())
     except ValueError as error:  # the other ranks must hear of it
         problem = str(error)
     agreement.check(comm, "hvd.data.shared_by_load", facts | {"samples": total}, problem)
@@ -102,6 +104,14 @@ def shared_by_load(
     ahead = _Ahead(_source(comm, initial_epoch * steps, host), timeout)
     ahead.begin(comm)
     return SharedByLoad(arrays, total, batch_size, Order(seed if shuffle else None), initial_epoch, ahead)
+
+
+def _require_data_parallel(grid):
+    if grid is not None and grid.shape.pipeline * grid.shape.slices > 1:
+        raise ValueError(
+            "hvd.data.shared_by_load gives each rank other samples, and ranks that share a model need the "
+            f"same: use `hvd.data.shard`. Received: a call within {grid}.data_parallel()."
+        )
 
 
 class SharedByLoad(tf.data.Dataset):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Hashable
@@ -42,12 +43,21 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class Line(dict):
+    """A mapping that `write` puts into one line, with all that is in it."""
+
+
 class _Dumper(yaml.SafeDumper):
     """Writes what `_Loader` reads as the same."""
+
+    def represent_line(self, data: Line) -> yaml.Node:
+        """As any mapping, in one line."""
+        return self.represent_mapping("tag:yaml.org,2002:map", data, flow_style=True)
 
 
 _Loader.add_implicit_resolver(*_FLOAT)
 _Dumper.add_implicit_resolver(*_FLOAT)
+_Dumper.add_representer(Line, _Dumper.represent_line)
 
 
 def read(path: str | os.PathLike) -> Any:
@@ -73,7 +83,7 @@ def read(path: str | os.PathLike) -> Any:
 
 def write(data: Any, path: str | os.PathLike) -> None:
     """Writes `data`, in its own order, to the file at `path`."""
-    text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
     Path(path).write_text(text, encoding="utf-8")
 
 

@@ -26,7 +26,9 @@ TABLES = (
     "warmup_programs",
     "collective_programs",
     "drop_in_programs",
-    "runtime_programs",  # last: it begins a second job
+    "runtime_programs",  # after the others: it begins a second job
+    "slice_programs",  # and so does this one, with four ranks
+    "pipeline_programs",
 )
 
 

@@ -71,6 +71,16 @@ def test_process_sets():
     assert "different models: 2" in lines
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_train_sliced(ranks, tmp_path):
+    lines = _lines_of("train_sliced.py", "--epochs", "2", "--output", str(tmp_path), ranks=ranks)
+    by_rank, whole = _numbers(lines, r"slices=2\): \[(\d+), .*\] parameters by rank, (\d+) in the whole")
+    assert by_rank < 0.6 * whole
+    assert _numbers(lines, r"opened in plain Keras: test accuracy ([\d.]+);")[0] > 0.6
+    assert _numbers(lines, r"between its logits and those of one process: (\S+)")[0] < 0.01
+    assert (tmp_path / "sliced.keras").read_bytes().startswith(b"PK")
+
+
 def test_strategy():
     lines = _lines_of("strategy.py", "--strategy", str(EXAMPLES / "strategies" / "diloco.yaml"))
     assert _difference(lines) == "0.0"
@@ -171,3 +181,13 @@ def test_sync_monitor(tmp_path):
     assert (tmp_path / "sync.png").read_bytes().startswith(b"\x89PNG")
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
     assert "sync/divergence/" in (tmp_path / "epochs.csv").read_text()
+
+
+def test_train_pipeline(tmp_path):
+    arguments = ["--epochs", "3", "--schedule", "interleaved", "--output", str(tmp_path)]
+    lines = _lines_of("train_pipeline.py", *arguments)
+    first, second = _numbers(lines, r"weights by rank: \[(\d+), (\d+)\]")
+    (accuracy,) = _numbers(lines, r"test accuracy (\S+), loss")
+    whole, again = _numbers(lines, r"the file, (\d+) weights, in plain Keras: test accuracy (\S+)")
+    assert whole == first + second
+    assert again == accuracy > 0.8

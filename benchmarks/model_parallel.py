@@ -1,0 +1,110 @@
+"""What a model that is spread over ranks takes: memory, time and bytes.
+
+    python benchmarks/model_parallel.py
+
+Pipeline, two ranks, one TensorFlow thread each:
+
+- Memory: the most that a rank holds while it trains 24 dense layers of 2048 units (400 MB of weights) with
+Adam, above
+  what a process holds that has imported TensorFlow and run one operation; over the same for one process with
+  plain Keras.
+- Efficiency: 8 dense layers of 1024 units, 8 micro-batches of 64 rows, SGD. The time per step of one process
+that
+  takes the same micro-batches in turn, over twice that of two ranks. At best it is m / (m + p - 1), since
+  ranks wait for each other at the start and the end of a batch. Runs of one process and of two ranks
+  alternate.
+- Bytes: what rank 0 has sent per step, by its ledger, over the formula: activations of all rows, and 16 bytes
+for loss
+  and overflow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+
+from measuring import result_of
+
+from hvdext.placement.schedule import ideal_efficiency
+
+HERE = Path(__file__).resolve().parent
+WORKER = HERE / "pipeline_worker.py"
+RANKS = 2
+MICROBATCHES = 8
+LARGE = {"layers": 24, "units": 2048, "batch-size": 512, "optimizer": "adam"}
+BALANCED = {"layers": 8, "units": 1024, "batch-size": 512, "optimizer": "sgd"}
+DEADLINE = 600  # seconds per run
+
+
+def main():
+    options = parse_arguments()
+    pipeline_memory()
+    pipeline_time_and_bytes(options)
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--launches", type=int, default=3, help="runs of each kind, in turn")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements within a run")
+    parser.add_argument("--steps", type=int, default=10, help="training steps per measurement")
+    parser.add_argument("--schedule", choices=("gpipe", "1f1b", "interleaved"), default="1f1b")
+    return parser.parse_args()
+
+
+def pipeline_memory():
+    few = {"steps": 2, "rounds": 1, "microbatches": MICROBATCHES}
+    idle = run("idle", 1)["peak"]
+    whole = run("plain", 1, LARGE | few)["peak"] - idle
+    stages = [peak - idle for peak in run("pipeline", RANKS, LARGE | few)["peaks"]]
+    print(
+        f"pipeline, memory above an idle process ({idle / 2**20:.0f} MiB): "
+        f"one process {whole / 2**20:.0f} MiB, {RANKS} ranks "
+        f"{' and '.join(f'{peak / 2**20:.0f}' for peak in stages)} MiB; ratio {max(stages) / whole:.3f}"
+    )
+
+
+def pipeline_time_and_bytes(options):
+    settings = BALANCED | {
+        "steps": options.steps,
+        "rounds": options.rounds,
+        "microbatches": MICROBATCHES,
+        "schedule": options.schedule,
+    }
+    efficiencies, seconds, sent = [], {1: [], RANKS: []}, 0
+    for _ in range(options.launches):
+        results = {ranks: run("pipeline", ranks, settings) for ranks in seconds}
+        medians = {ranks: statistics.median(result["seconds"]) for ranks, result in results.items()}
+        efficiencies.append(medians[1] / (RANKS * medians[RANKS]))
+        sent = results[RANKS]["bytes"]
+        for ranks, median in medians.items():
+            seconds[ranks].append(median)
+    chunks_per_rank = 2 if options.schedule == "interleaved" else 1
+    ideal = ideal_efficiency(RANKS, MICROBATCHES, chunks_per_rank)
+    efficiency = statistics.median(efficiencies)
+    print(
+        f"pipeline, {options.schedule}, {RANKS} ranks, {MICROBATCHES} micro-batches: "
+        f"{1e3 * statistics.median(seconds[1]):.0f} ms per step in one process, "
+        f"{1e3 * statistics.median(seconds[RANKS]):.0f} ms on {RANKS} ranks; efficiency {efficiency:.3f} "
+        f"({min(efficiencies):.3f} to {max(efficiencies):.3f}), ideal {ideal:.3f}, "
+        f"over ideal {efficiency / ideal:.3f}"
+    )
+    if chunks_per_rank == 1:
+        formula = 4 * BALANCED["batch-size"] * BALANCED["units"] + 16
+        print(
+            f"pipeline, bytes per step of rank 0: {sent:.0f}, by the formula {formula}; "
+            f"ratio {sent / formula:.4f}"
+        )
+
+
+def run(what, ranks, settings=None):
+    flags = [part for key, value in (settings or {}).items() for part in (f"--{key}", str(value))]
+    launcher = [str(Path(sys.executable).with_name("horovodrun")), "-np", str(ranks)] if ranks > 1 else []
+    return result_of([*launcher, sys.executable, str(WORKER), what, *flags], DEADLINE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""One process of `model_parallel.py`: trains a stack of equal dense layers, cut into stages or whole.
+
+pipeline_worker.py idle|plain|pipeline --units ... RESULT
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from measuring import peak_resident
+
+tf.config.threading.set_intra_op_parallelism_threads(1)
+tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def main():
+    options = parse_arguments()
+    if options.what == "idle":
+        tf.function(lambda x: x + 1)(tf.zeros([1]))
+        result = {}
+    else:
+        result = {"plain": train_plain, "pipeline": train_pipeline}[options.what](options)
+    result["peak"] = peak_resident()
+    if os.environ.get("HOROVOD_RANK", "0") == "0":
+        options.result.write_text(json.dumps(result))
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=("idle", "plain", "pipeline"))
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--units", type=int)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--microbatches", type=int)
+    parser.add_argument("--schedule", default="1f1b")
+    parser.add_argument("--recompute", action="store_true")
+    parser.add_argument("--optimizer", default="adam")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("result", type=Path)
+    return parser.parse_args()
+
+
+def build_model(options):
+    dense = [
+        keras.layers.Dense(options.units, activation="tanh", name=f"dense_{i}") for i in range(options.layers)
+    ]
+    return keras.Sequential([keras.Input((options.units,)), *dense], name="stack")
+
+
+def train_plain(options):
+    model = build_model(options)
+    model.compile(options.optimizer, "mse")
+    return {"seconds": seconds_per_step(model, options)}
+
+
+def train_pipeline(options):
+    import hvdext as hvd
+
+    hvd.init(process_sets="dynamic")
+
+    def build():
+        return build_model(options)
+
+    places = hvd.size() * (2 if options.schedule == "interleaved" and hvd.size() > 1 else 1)
+    plan = hvd.plan(build, places=places)
+    model = hvd.pipeline(build, plan, options.microbatches, options.schedule, recompute=options.recompute)
+    model.compile(options.optimizer, "mse")
+    seconds = seconds_per_step(model, options)
+    before = sent_so_far(hvd)
+    fit(model, options)
+    sent = (sent_so_far(hvd) - before) / options.steps
+    return {"seconds": seconds, "bytes": sent, "peaks": hvd.allgather_object(peak_resident())}
+
+
+def sent_so_far(hvd):
+    traffic = hvd.traffic()
+    return traffic["pipeline"].bytes if "pipeline" in traffic else 0
+
+
+def fit(model, options):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(options.batch_size, options.units)).astype("float32")
+    data = tf.data.Dataset.from_tensors((x, x)).repeat(options.steps)
+    start = time.perf_counter()
+    model.fit(data, epochs=1, shuffle=False, verbose=0)
+    return (time.perf_counter() - start) / options.steps
+
+
+def seconds_per_step(model, options):
+    """Of several rounds, after one that builds the graphs."""
+    return [fit(model, options) for _ in range(options.rounds + 1)][1:]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Model parallelism: layers in different places, or one layer's weights cut."""

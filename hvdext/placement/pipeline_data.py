@@ -1,0 +1,99 @@
+"""What a pipeline's ranks are given as data: is it complete, do micro-batches fit, do ranks agree?"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
+
+
+def complete(x: Any, y: Any, *, needs_x: bool, needs_y: bool, rank: int) -> tuple[Any, Any]:
+    """`x` and `y` as Keras needs them on a rank that was given what its stages need.
+
+    Args:
+        x: arrays, a data set, or None where the first stage is elsewhere and `y` says how many rows there
+            are.
+        y: targets, or None.
+        needs_x: whether the first stage is here.
+        needs_y: whether the last stage is here.
+        rank: of the pipeline, for the message.
+
+    Raises:
+        ValueError: if what is needed is missing.
+    """
+    if x is None and (needs_x or y is None):
+        raise ValueError(
+            "`x` must be given on the rank of the first stage, and x or y on every other. "
+            f"Received: x=None{', y=None' if y is None else ''} on rank {rank} of the pipeline."
+        )
+    if needs_y and y is None and is_arrays(x):
+        raise ValueError(
+            "`y` must be given on the rank of the last stage. "
+            f"Received: y=None on rank {rank} of the pipeline."
+        )
+    if x is None:
+        x = NoValues(first_rows(y))
+    return x, y
+
+
+class NoValues(np.ndarray):
+    """Stands in for inputs that a rank does not need: so many rows without anything in them.
+
+    Args:
+        rows: how many.
+    """
+
+    def __new__(cls, rows: int):
+        """An array of shape (rows, 0)."""
+        return np.zeros((rows, 0), "float32").view(cls)
+
+
+def is_arrays(x: Any) -> bool:
+    """Whether `x` is an array, or a nested structure of arrays, that Keras batches and shuffles itself."""
+    leaves = keras.tree.flatten(x)
+    return bool(leaves) and all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves)
+
+
+def first_rows(x: Any) -> int:
+    """How many rows arrays have."""
+    return len(keras.tree.flatten(x)[0])
+
+
+def first_batch(iterator: Any) -> Any:
+    """The first batch; of a generator, which gives it only once, what is known of it."""
+    if isinstance(iterator.data_adapter, GeneratorDataAdapter):
+        return iterator._distributed_dataset.element_spec
+    for _, _, batches in iterator:
+        return next(batches)
+    raise ValueError("`x` must hold at least one batch. Received: none.")
+
+
+def microbatch_problem(microbatches: int, rows: int, batch_size: int) -> str | None:
+    """What is wrong with micro-batches of batches of `batch_size` rows out of `rows`; None if nothing."""
+    sizes = {min(rows, batch_size), rows % batch_size} - {0}
+    wrong = sorted(size for size in sizes if size % microbatches)
+    if not wrong:
+        return None
+    return (
+        "`microbatches` must divide the number of rows of each batch, of the last one too. Received: "
+        f"microbatches={microbatches} and {rows} rows in batches of {batch_size}, of which some have "
+        f"{' or '.join(map(str, wrong))}."
+    )
+
+
+def digest(structure: Any) -> str | None:
+    """A few characters that differ for different values; None for no values."""
+    leaves = [leaf for leaf in keras.tree.flatten(structure) if leaf is not None]
+    if any(isinstance(leaf, tf.TypeSpec) for leaf in leaves):
+        return None
+    leaves = [np.asarray(leaf) for leaf in leaves]
+    if not any(leaf.size for leaf in leaves):
+        return None
+    total = hashlib.sha256()
+    for leaf in leaves:
+        total.update(f"{leaf.shape} {leaf.dtype}".encode() + np.ascontiguousarray(leaf).tobytes())
+    return total.hexdigest()[:8]

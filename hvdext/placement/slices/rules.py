@@ -1,0 +1,194 @@
+"""Which layer is cut how, and where cut activations may stay cut: decided before anything is cut."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import keras
+from keras.src.models.functional import Functional
+
+from hvdext.placement.slices.layer import is_elementwise
+
+L = keras.layers
+
+# How a layer of each class can be cut.
+WAYS: dict[type, tuple[str, ...]] = {
+    L.Dense: ("column", "row", "vocabulary"),
+    L.Embedding: ("rows", "columns"),
+    L.MultiHeadAttention: ("heads",),
+    L.GroupQueryAttention: ("heads",),
+    L.Conv2D: ("filters", "channels"),
+}
+_OPENS = ("column", "filters")  # what leaves parts, if all of it goes ...
+_CLOSES = ("row", "channels")  # ... to what takes parts
+# What treats each unit or channel (the last axis) by itself. Dropout gets the mask of its part.
+_BETWEEN = (
+    L.Activation,
+    L.ReLU,
+    L.LeakyReLU,
+    L.ELU,
+    L.Identity,
+    L.Dropout,
+    L.MaxPooling2D,
+    L.AveragePooling2D,
+    L.GlobalMaxPooling2D,
+    L.GlobalAveragePooling2D,
+    L.UpSampling2D,
+    L.ZeroPadding2D,
+    L.Cropping2D,
+)
+
+
+@dataclass
+class Cuts:
+    """What becomes of a model's layers, by their identity (`id`).
+
+    Attributes:
+        ways: how layers are cut.
+        left: layers whose output stays cut.
+        taken: layers whose input is cut.
+        between: layers that work on what is cut.
+    """
+
+    ways: dict[int, str] = field(default_factory=dict)
+    left: set[int] = field(default_factory=set)
+    taken: set[int] = field(default_factory=set)
+    between: set[int] = field(default_factory=set)
+
+
+def cuts_of(model: keras.Model, rules: Mapping[str, str]) -> Cuts:
+    """Applies `rules` to the layers of a functional or `Sequential` model.
+
+    Args:
+        model: built.
+        rules: as in `slice_layers`.
+
+    Raises:
+        ValueError: as in `slice_layers`.
+    """
+    layers = layers_by_path(model)
+    cuts = Cuts()
+    chosen: dict[int, tuple[str, str]] = {}
+    for pattern, way in rules.items():
+        for path, layer in _matching(pattern, layers).items():
+            _check_way(pattern, way, path, layer)
+            earlier, other = chosen.setdefault(id(layer), (pattern, way))
+            if other != way:
+                raise ValueError(
+                    f"`rules` must cut a layer in one way. Received: {earlier!r}: {other!r} and "
+                    f"{pattern!r}: {way!r} for {path!r}."
+                )
+    cuts.ways = {key: way for key, (_, way) in chosen.items()}
+    for part in _functional_parts(model):
+        _keep_parts(part, cuts)
+    return cuts
+
+
+def layers_by_path(model: keras.Model, prefix: str = "") -> dict[str, keras.layers.Layer]:
+    """The layers of a model and of the models in it, by paths such as "encoder/dense_1"."""
+    found: dict[str, keras.layers.Layer] = {}
+    for layer in model.layers:
+        if isinstance(layer, (keras.Sequential, Functional)):
+            found |= layers_by_path(layer, f"{prefix}{layer.name}/")
+        elif not isinstance(layer, L.InputLayer):
+            found[prefix + layer.name] = layer
+    return found
+
+
+def _matching(pattern, layers):
+    found = {path: layer for path, layer in layers.items() if fnmatchcase(path, pattern)}
+    if not found:
+        nearest = difflib.get_close_matches(pattern, layers, n=1, cutoff=0.3)
+        hint = f"Did you mean {nearest[0]!r}?" if nearest else f"The model has {list(layers)}."
+        raise ValueError(f"`rules` must match at least one layer each. Received: {pattern!r}. {hint}")
+    return found
+
+
+def _check_way(pattern, way, path, layer):
+    ways = WAYS.get(type(layer), ())
+    if way in ways:
+        return
+    if ways:
+        raise ValueError(
+            f"`rules` must cut a {type(layer).__name__} by {' or '.join(map(repr, ways))}. "
+            f"Received: {pattern!r}: {way!r} for {path!r}."
+        )
+    kinds = ", ".join(kind.__name__ for kind in WAYS)
+    raise ValueError(
+        f"`rules` must name layers that can be cut: {kinds}. Received: {pattern!r}: {way!r} for {path!r} of "
+        f"type {type(layer).__name__}; use the layers of hvdext.placement.slices in a class of your own."
+    )
+
+
+def _functional_parts(model):
+    """The functional graphs in a model: its own and those of the models in it."""
+    yield model._functional if isinstance(model, keras.Sequential) else model
+    for layer in model.layers:
+        if isinstance(layer, (keras.Sequential, Functional)):
+            yield from _functional_parts(layer)
+
+
+def _keep_parts(model, cuts):
+    """Finds the layers of one graph between which nothing needs to be gathered."""
+    nodes = [node for depth in model._nodes_by_depth.values() for node in depth]
+    consumers: dict[int, list] = {}
+    for node in nodes:
+        for tensor in node.input_tensors:
+            consumers.setdefault(id(tensor), []).append(node)
+    calls = {id(op): sum(node.operation is op for node in nodes) for op in model.operations}
+    outputs = {id(tensor) for tensor in keras.tree.flatten(model.outputs)}
+
+    def follow(tensor):
+        """(layers between, layers at the end) of all paths from a cut tensor; None if one is in the way."""
+        if id(tensor) in outputs:
+            return None
+        between, ends = [], []
+        for node in consumers.get(id(tensor), []):
+            layer = node.operation
+            if calls[id(layer)] > 1:
+                return None
+            if cuts.ways.get(id(layer)) in _CLOSES:
+                ends.append(layer)
+                continue
+            further = follow(node.outputs[0]) if _treats_units_alone(layer) else None
+            if further is None:
+                return None
+            between += [layer, *further[0]]
+            ends += further[1]
+        return between, ends
+
+    for node in nodes:
+        layer = node.operation
+        if cuts.ways.get(id(layer)) == "vocabulary":
+            _check_is_output(layer, node, outputs, consumers)
+            cuts.left.add(id(layer))
+        if cuts.ways.get(id(layer)) not in _OPENS or calls[id(layer)] > 1 or not _can_leave_parts(layer):
+            continue
+        found = follow(node.outputs[0])
+        if found is not None and found[1]:
+            cuts.left.add(id(layer))
+            cuts.between |= {id(one) for one in found[0]}
+            cuts.taken |= {id(one) for one in found[1]}
+
+
+def _check_is_output(layer, node, outputs, consumers):
+    if id(node.outputs[0]) not in outputs or consumers.get(id(node.outputs[0])):
+        raise ValueError(
+            "`rules` must cut by 'vocabulary' what gives the model's output only. "
+            f"Received: 'vocabulary' for {layer.name!r}."
+        )
+
+
+def _can_leave_parts(layer):
+    last = getattr(layer, "data_format", "channels_last") == "channels_last"
+    return last and is_elementwise(layer.activation) and layer.activity_regularizer is None
+
+
+def _treats_units_alone(layer):
+    if type(layer) not in _BETWEEN or layer.activity_regularizer is not None:
+        return False
+    last = getattr(layer, "data_format", "channels_last") == "channels_last"
+    return last and is_elementwise(getattr(layer, "activation", None))

@@ -1,0 +1,208 @@
+"""A cut model's whole weights: to a file that plain Keras opens, and from one, at any number of ranks."""
+
+from __future__ import annotations
+
+import os
+
+import keras
+import tensorflow as tf
+from keras.src.models.functional import Functional
+
+from hvdext import agreement
+from hvdext.arguments import suggests_keywords
+from hvdext.comm import Communicator, SoloComm, current
+from hvdext.optimizer import build
+from hvdext.placement.slices.cutting import Slice, cut_axis
+from hvdext.placement.slices.layer import SlicedLayer
+from hvdext.placement.slices.operators import joined
+
+_WEIGHTS = ".weights.h5"
+
+
+@suggests_keywords
+def save_uncut(model: keras.Model, filepath: str | os.PathLike) -> None:
+    """Writes the uncut model, as plain Keras would have saved it; neither hvdext nor Horovod opens it.
+
+    Every rank calls it; one writes, and all return once the file is there. Where the model is compiled, a
+    `.keras` file holds the optimizer with its whole state, the loss and the metrics. The writing rank holds
+    the whole model meanwhile.
+
+    Args:
+        model: functional or `Sequential`, with cut layers made by `hvd.slice_layers` or directly.
+        filepath: ends with `.keras`, or with `.weights.h5` for the weights only.
+
+    Raises:
+        ValueError: if `filepath` ends otherwise, or `model` is a subclassed model.
+        RuntimeError: on every rank alike, if the file cannot be written.
+    """
+    path = _checked_path(filepath)
+    _check_has_twin(model)
+    comm = _group_of(model)
+    problem = None
+    # The other groups along a data axis hold the same, and wait.
+    if comm.ranks[0] == 0:
+        twin, problem = _gathered(comm, model)
+        if twin is not None:
+            problem = _written(twin, path)
+    problems = [*comm.allgather_object(problem, "hvdext.slices.saved.slices")]
+    problem = next((p for p in problems if p is not None), None)
+    problems = current().allgather_object(problem, "hvdext.slices.saved.everywhere")
+    problem = next((p for p in problems if p is not None), None)
+    if problem is not None:
+        raise RuntimeError(f"hvd.save_uncut could not write {path!r}: {problem}")
+
+
+@suggests_keywords
+def load_uncut(model: keras.Model, filepath: str | os.PathLike) -> None:
+    """Gives a cut model its slices of what a file of the uncut model holds, saved by plain Keras or hvdext.
+
+    Every rank calls it and reads the file by itself, holding the whole model meanwhile. If both the file and
+    `model` have an optimizer of the same class, its state is taken over too. Random generators go on as they
+    are: files of Keras do not hold their states.
+
+    Args:
+        model: functional or `Sequential`, with cut layers, for any number of ranks.
+        filepath: a `.keras` or `.weights.h5` file.
+
+    Raises:
+        ValueError: if `filepath` ends otherwise; on every rank alike, if it holds another model.
+    """
+    path = _checked_path(filepath)
+    _check_has_twin(model)
+    comm = _group_of(model)
+    if path.endswith(_WEIGHTS):
+        source = _twin(model, compiled=False)
+        source.load_weights(path)
+    else:
+        source = keras.saving.load_model(path)
+    optimizer, read = getattr(model, "optimizer", None), getattr(source, "optimizer", None)
+    own, theirs = list(model.weights), list(source.weights)
+    if optimizer is not None and read is not None and type(optimizer) is type(read) and read.built:
+        build(optimizer, model.trainable_variables)
+        own, theirs = [*own, *optimizer.variables], [*theirs, *read.variables]
+    agreement.check(comm, "hvd.load_uncut", {"file": path}, _difference(path, own, theirs, comm.size))
+    for variable, value in zip(own, theirs, strict=True):
+        axis = cut_axis(variable.shape, value.shape)
+        whole = tf.convert_to_tensor(value)
+        variable.assign(whole if axis is None else Slice(axis, comm.rank, comm.size).of(whole))
+
+
+def _checked_path(filepath):
+    path = os.fspath(filepath)
+    if not path.endswith((".keras", _WEIGHTS)):
+        raise ValueError(f"`filepath` must end with .keras or {_WEIGHTS}. Received: filepath={path!r}.")
+    return path
+
+
+def _check_has_twin(model):
+    if not isinstance(model, (keras.Sequential, Functional)):
+        raise ValueError(
+            "`model` must be a functional or Sequential Keras model, whose uncut twin can be made. "
+            f"Received: {model.name!r} of type {type(model).__name__}."
+        )
+
+
+def _group_of(model) -> Communicator:
+    layers = model._flatten_layers(include_self=False)
+    return next((layer.comm for layer in layers if isinstance(layer, SlicedLayer)), SoloComm())
+
+
+# -- the uncut twin -----------------------------------------------------------------------------------
+
+
+def _twin(model, compiled):
+    """The model of plain Keras that `model` is a cut of, with weights of its own."""
+    was_compiled = model.compiled
+    model.compiled = False  # Keras would compile the twin with the losses of cut logits
+    try:
+        twin = keras.models.clone_model(model, clone_function=_uncut_layer, recursive=True)
+    finally:
+        model.compiled = was_compiled
+    if compiled and was_compiled:
+        arguments = keras.saving.deserialize_keras_object(model.get_compile_config())
+        uncut = {key: _plain(value) for key, value in arguments.items() if key != "optimizer"}
+        twin.compile(arguments["optimizer"], **uncut)
+        if model.optimizer.built:
+            build(twin.optimizer, twin.trainable_variables)
+    return twin
+
+
+def _uncut_layer(layer):
+    return layer.uncut() if isinstance(layer, SlicedLayer) else type(layer).from_config(layer.get_config())
+
+
+def _plain(structure):
+    """Losses and metrics of cut logits replaced by Keras' own."""
+    return keras.tree.map_structure(
+        lambda one: one.uncut() if hasattr(one, "uncut") else one, structure, none_is_leaf=False
+    )
+
+
+def _state(model) -> list:
+    """Weights and the optimizer's state, in an order that a model shares with its twin.
+
+    Without the states of random generators, which Keras' files do not hold either.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    return [*model.weights, *(optimizer.variables if optimizer is not None else [])]
+
+
+def _gathered(comm, model):
+    """The twin with all values on the group's first rank, None on the others; all of the group call it.
+
+    Returns:
+        The twin, and what has kept it from being made.
+    """
+    twin, problem = None, None
+    if comm.rank == 0:
+        try:
+            twin = _twin(model, compiled=True)
+        except Exception as error:  # settings that Keras cannot save; the others wait
+            problem = f"{type(error).__name__}: {error}"
+    targets = _state(twin) if twin is not None else []
+    shapes = [tuple(v.shape) for v in targets]
+    shapes, problem = comm.broadcast_object((shapes, problem), 0, "hvdext.slices.shapes")
+    if problem is not None:
+        return None, problem
+    for i, (variable, shape) in enumerate(zip(_state(model), shapes, strict=True)):
+        value = tf.convert_to_tensor(variable)
+        axis = cut_axis(value.shape, shape)
+        if axis is not None:
+            # A name for each number of axes: functions traced for several know no shape at all.
+            value = joined(comm, value, axis, f"hvdext.slices.whole.{len(shape)}")
+        if targets:
+            targets[i].assign(value)
+    return twin, None
+
+
+def _written(twin, path):
+    """Writes the file; returns what went wrong, for the ranks that wait, or None."""
+    try:
+        if path.endswith(_WEIGHTS):
+            twin.save_weights(path)
+        else:
+            twin.save(path)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _difference(path, own, theirs, count):
+    """What is wrong with the variables of a file, None if they fit."""
+    if len(own) != len(theirs):
+        return (
+            "`filepath` must hold the uncut model. "
+            f"Received: {path!r} with {len(theirs)} variables for {len(own)}."
+        )
+    for variable, value in zip(own, theirs, strict=True):
+        try:
+            axis = cut_axis(variable.shape, value.shape)
+        except ValueError:
+            axis = -1
+        if axis is not None and (axis < 0 or variable.shape[axis] * count != value.shape[axis]):
+            return (
+                "`filepath` must hold the uncut model. "
+                f"Received: {path!r} with {value.path} of shape {tuple(value.shape)}, of which "
+                f"{tuple(variable.shape)} is no slice among {count}."
+            )
+    return None

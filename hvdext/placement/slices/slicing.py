@@ -1,0 +1,128 @@
+"""`slice_layers`: a cut model out of an uncut one, or out of the function that builds one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import keras
+import tensorflow as tf
+from keras.src.models.functional import Functional
+
+from hvdext import agreement
+from hvdext.arguments import suggests_keywords
+from hvdext.placement.grid import Grid, slices_of
+from hvdext.placement.slices.attention import SlicedGroupQueryAttention, SlicedMultiHeadAttention
+from hvdext.placement.slices.convolution import SlicedConv2D
+from hvdext.placement.slices.cutting import mark_of
+from hvdext.placement.slices.deferred import first_value, without_values
+from hvdext.placement.slices.dense import ColumnDense, RowDense
+from hvdext.placement.slices.dropout import SlicedDropout
+from hvdext.placement.slices.embedding import SlicedEmbedding
+from hvdext.placement.slices.layer import blank_parts
+from hvdext.placement.slices.rules import Cuts, cuts_of
+
+
+@suggests_keywords
+def slice_layers(
+    model: keras.Model | Callable[[], keras.Model], rules: Mapping[str, str], grid: Grid | None = None
+) -> keras.Model:
+    """Cuts layers of a model: each rank keeps its slices of the weights, together they compute what it does.
+
+    Every rank of the group calls it with the same model (by shape) and rules. The weights are those of the
+    group's first rank. What comes back is a Keras model with the same name, layers and variables, in the
+    same order: `compile`, `fit`, `evaluate`, `predict` work on all ranks together, which must get the same
+    samples. Save it by `hvd.save_uncut`.
+
+    Where a layer cut by column (or filters) leads to layers cut by row (or channels) only, with nothing in
+    between but what works element by element or channel by channel, its output stays cut: the pair then
+    exchanges once forward and once backward. Elsewhere outputs are gathered.
+
+    Args:
+        model: functional or `Sequential`, also with such models inside, built and not compiled; or a function
+            that builds one and returns it: then no rank ever holds the whole model.
+        rules: maps patterns on layers' paths ("encoder/up", "*/query") to ways of cutting:
+
+            - a `Dense`: "column", "row", or "vocabulary": by column, the model's output stays cut, for
+              `hvd.SlicedSparseCategoricalCrossentropy`.
+            - an `Embedding`: "rows" or "columns".
+            - a `MultiHeadAttention` or `GroupQueryAttention`: "heads".
+            - a `Conv2D`: "filters" or "channels".
+        grid: along whose slices; None: those of the surrounding `grid.data_parallel()`, otherwise all ranks.
+
+    Returns:
+        The cut model, not compiled.
+
+    Raises:
+        TypeError: if `model` is something else, such as a subclassed model; use the layers in its own code.
+        ValueError: if it is not built, or compiled; if a pattern matches nothing, a layer cannot be cut that
+            way, or the number of slices does not divide what it cuts; on every rank alike, if the ranks'
+            models or rules differ.
+    """
+    comm = slices_of(grid)
+    model = _model_of(model)
+    shapes = [f"{tuple(v.shape)} {tf.as_dtype(v.dtype).name}" for v in model.variables]
+    agreement.check(comm, "hvd.slice_layers", {"rules": dict(rules), "variables": shapes})
+    cuts = cuts_of(model, rules)
+    with blank_parts():
+        cut = keras.models.clone_model(
+            model, clone_function=lambda layer: _cut_layer(layer, cuts, comm), recursive=True
+        )
+    assert _names(cut) == _names(model)
+    for source, target in zip(model.variables, cut.variables, strict=True):
+        value = first_value(source) if comm.rank == 0 else tf.zeros(source.shape, source.dtype)
+        (value,) = comm.broadcast([value], 0, "hvdext.slices.weights")
+        marked = mark_of(target)
+        target.assign(value if marked is None else marked[0].of(value))
+    return cut
+
+
+def _model_of(model):
+    if not isinstance(model, keras.Model) and callable(model):
+        with without_values():
+            model = model()
+    kinds = (keras.Sequential, Functional)
+    if not isinstance(model, kinds):
+        raise TypeError(
+            "`model` must be a functional or Sequential Keras model, or a function that builds one. In a "
+            "subclassed model use hvd.ColumnDense, hvd.RowDense and the other cut layers directly. "
+            f"Received: model={model!r} of type {type(model).__name__}."
+        )
+    if not model.built:
+        raise ValueError(
+            f"`model` must be built: begin it with a keras.Input. Received: the unbuilt {model.name!r}."
+        )
+    if model.compiled:
+        raise ValueError(
+            "`model` must not be compiled: compile the cut model. "
+            f"Received: {model.name!r}, compiled with {model.optimizer.name!r}."
+        )
+    return model
+
+
+def _names(model):
+    # Random generators are numbered through the process.
+    return [v.name if v.name == "seed_generator_state" else v.path for v in model.variables]
+
+
+def _cut_layer(layer: keras.layers.Layer, cuts: Cuts, comm) -> keras.layers.Layer:
+    """The layer that takes the place of `layer`, without its weights."""
+    key = id(layer)
+    way, takes, leaves = cuts.ways.get(key), key in cuts.taken, key in cuts.left
+    kind = type(layer)
+    ours: dict[str, object] = {}
+    if way in ("column", "vocabulary"):
+        kind, ours = ColumnDense, {"gather": not leaves}
+    elif way == "row":
+        kind, ours = RowDense, {"sliced_input": takes}
+    elif way in ("rows", "columns"):
+        kind, ours = SlicedEmbedding, {"cut": way}
+    elif way in ("filters", "channels"):
+        kind, ours = SlicedConv2D, {"cut": way, "gather": not leaves, "sliced_input": takes}
+    elif way == "heads":
+        grouped = kind is keras.layers.GroupQueryAttention
+        kind = SlicedGroupQueryAttention if grouped else SlicedMultiHeadAttention
+    elif key in cuts.between and kind is keras.layers.Dropout:
+        kind = SlicedDropout
+    if kind is type(layer):
+        return kind.from_config(layer.get_config())
+    return kind(**layer.get_config(), **ours, grid=comm)

@@ -1,0 +1,203 @@
+"""What an optimizer must know of cut variables: norms, overflows and what they cannot be updated by.
+
+Updates that work element by element need nothing: a slice is updated as the slice of the whole would be. What
+looks further is done over the group here, between the gradients and Keras' own `apply`:
+
+- `clipnorm` and `global_clipnorm` use the norm of whole gradients: sums of squares of the slices added up
+  over the ranks, whole variables counted once.
+- A `LossScaleOptimizer` skips on all ranks when a gradient overflows on one.
+- Optimizers whose update of one element depends on others are refused.
+- Every so often the ranks compare what their layers have been given and the gradients of whole variables:
+  both are equal as long as all ranks of the group get the same samples.
+
+It applies to every Keras optimizer as soon as one of its variables is cut.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+from keras.optimizers import LossScaleOptimizer
+
+from hvdext.comm import Communicator
+from hvdext.placement.slices.cutting import mark_of
+from hvdext.placement.slices.witness import fingerprints
+from hvdext.xla import refuse_xla
+
+CHECK_EVERY = 100  # updates between two comparisons
+TOLERANCE = 1e-3  # equal samples give equal bits on machines that are alike, others differ by about 1
+
+# Adafactor factors the squares of a matrix, Lamb scales by norms of a layer, Muon orthogonalizes a matrix.
+_REFUSED = (keras.optimizers.Adafactor, keras.optimizers.Lamb, keras.optimizers.Muon)
+
+_keras_apply = keras.optimizers.Optimizer.apply
+_keras_loss_scale_apply = LossScaleOptimizer.apply
+
+
+@functools.wraps(_keras_apply)
+@tf.autograph.experimental.do_not_convert
+def _apply(self, grads, trainable_variables=None):
+    """`Optimizer.apply`, which sees norms of whole gradients; without cut variables nothing changes."""
+    variables = _variables(self, trainable_variables)
+    comm = group_of(variables)
+    if comm is not None:
+        grads = _prepared(self, comm, list(grads), variables)
+    _keras_apply(self, grads, trainable_variables)
+
+
+@functools.wraps(_keras_loss_scale_apply)
+@tf.autograph.experimental.do_not_convert
+def _loss_scale_apply(self, grads, trainable_variables=None):
+    """`LossScaleOptimizer.apply`, in which all ranks of a group see an overflow on one of them."""
+    comm = group_of(_variables(self, trainable_variables))
+    if comm is not None:
+        grads = _overflowing_alike(comm, list(grads))
+    _keras_loss_scale_apply(self, grads, trainable_variables)
+
+
+keras.optimizers.Optimizer.apply = _apply
+LossScaleOptimizer.apply = _loss_scale_apply
+
+
+def group_of(variables: Sequence) -> Communicator | None:
+    """The ranks that hold the other slices of those of `variables` that are cut; None if none is.
+
+    Raises:
+        ValueError: if they are cut among different ranks.
+    """
+    comms = {comm.ranks: comm for _, comm in filter(None, map(mark_of, variables))}
+    if len(comms) > 1:
+        raise ValueError(
+            "`grid` must be the same for all cut layers that one optimizer trains. "
+            f"Received: slices among the ranks {' and '.join(map(str, comms))}."
+        )
+    return next(iter(comms.values()), None)
+
+
+def check_elementwise(optimizer: keras.optimizers.Optimizer, variables: Sequence) -> None:
+    """Refuses what cannot update slices by themselves.
+
+    Raises:
+        ValueError: for an optimizer whose update of one element depends on others, and for one that clips by
+            norm what Keras has added up.
+    """
+    cut = next((variable.path for variable in variables if mark_of(variable)), None)
+    if isinstance(optimizer, _REFUSED):
+        raise ValueError(
+            "`optimizer` must update each element by itself where layers are cut, as SGD, Adam, AdamW or "
+            f"RMSprop do; {type(optimizer).__name__} looks at whole matrices or layers. "
+            f"Received: {optimizer.name!r} for the cut {cut!r}."
+        )
+    if optimizer.gradient_accumulation_steps and (optimizer.clipnorm or optimizer.global_clipnorm):
+        raise ValueError(
+            "`gradient_accumulation_steps` must be None with clipping by norm where layers are cut: use "
+            "`backward_passes_per_step` of hvd.DistributedOptimizer. Received: gradient_accumulation_steps="
+            f"{optimizer.gradient_accumulation_steps} on {optimizer.name!r}."
+        )
+
+
+def _prepared(optimizer, comm, gradients, variables):
+    refuse_xla("cut layers")
+    check_elementwise(optimizer, variables)
+    _check_same_samples(optimizer, comm, gradients, variables)
+    if optimizer.clipnorm:
+        squares = [None if g is None else _squares(g) for g in gradients]
+        squares = _over_slices(comm, squares, variables)
+        return [
+            None if s is None else _clipped(g, s, optimizer.clipnorm)
+            for g, s in zip(gradients, squares, strict=True)
+        ]
+    if optimizer.global_clipnorm:
+        present = [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
+        zero = tf.zeros([], tf.float32)
+        cut = sum((_squares(g) for g, v in present if mark_of(v)), zero)
+        whole = sum((_squares(g) for g, v in present if not mark_of(v)), zero)
+        (total,) = comm.allreduce([cut], "hvdext.slices.update.norm")
+        total += whole
+        return [g if g is None else _clipped(g, total, optimizer.global_clipnorm) for g in gradients]
+    return gradients
+
+
+def _over_slices(comm, squares, variables):
+    """The sums of squares of whole gradients, one message for all that are cut."""
+    places = [
+        i for i, (s, v) in enumerate(zip(squares, variables, strict=True)) if s is not None and mark_of(v)
+    ]
+    if not places:
+        return squares
+    (totals,) = comm.allreduce([tf.stack([squares[i] for i in places])], "hvdext.slices.update.norms")
+    for place, total in zip(places, tf.unstack(totals), strict=True):
+        squares[place] = total
+    return squares
+
+
+def _clipped(gradient, squares, limit):
+    """Scaled so that the norm of the whole is at most `limit`: Keras' own clipping finds nothing to do."""
+    norm = tf.sqrt(squares)
+    factor = limit / tf.maximum(norm, limit) + (norm - norm)  # an infinite norm makes NaN, as in Keras
+    return _mapped(lambda g: g * tf.cast(factor, g.dtype), gradient)
+
+
+def _check_same_samples(optimizer, comm, gradients, variables):
+    """Stops all ranks if they have seen different samples; every `CHECK_EVERY` updates."""
+    whole = [g for g, v in zip(gradients, variables, strict=True) if g is not None and not mark_of(v)]
+
+    def compare():
+        squares = sum(map(_squares, whole), tf.zeros([], tf.float32))
+        everyone = comm.allgather(
+            tf.stack([squares, *fingerprints()])[tf.newaxis], "hvdext.slices.update.samples"
+        )
+        apart = tf.reduce_max(everyone, 0) - tf.reduce_min(everyone, 0)
+        limits = tf.concat(
+            [[TOLERANCE * tf.reduce_max(everyone[:, 0])], TOLERANCE * tf.ones_like(apart[1:])], 0
+        )
+        differ = tf.reduce_any(apart > limits)  # False where one of them is not finite
+        rule = (
+            "The ranks that hold the slices of one layer must get the same samples in the same order: shard "
+            "data within `grid.data_parallel()`, and give all of them the same seeds. Received: squared "
+            "norms of the gradients, then fingerprints of the layers' inputs, on the ranks "
+            f"{list(comm.ranks)}:"
+        )
+        tf.debugging.Assert(tf.logical_not(differ), [rule, everyone], summarize=64)
+
+    due = tf.equal(tf.convert_to_tensor(optimizer._iterations) % CHECK_EVERY, 0)
+    if not tf.executing_eagerly():
+        tf.cond(due, compare, lambda: None)
+    elif due:
+        compare()
+    else:
+        fingerprints()
+
+
+def _overflowing_alike(comm, gradients):
+    """`gradients`, the first of them NaN on every rank if any of any rank is not finite."""
+    present = [i for i, g in enumerate(gradients) if g is not None]
+    finite = [tf.reduce_all(tf.math.is_finite(_values(gradients[i]))) for i in present]
+    (ranks,) = comm.allreduce([tf.cast(tf.reduce_all(finite), tf.float32)], "hvdext.slices.update.finite")
+    poison = tf.where(ranks == comm.size, 0.0, float("nan"))
+    first = present[0]
+    gradients[first] = _mapped(lambda g: g + tf.cast(poison, g.dtype), gradients[first])
+    return gradients
+
+
+def _variables(optimizer, trainable_variables):
+    if trainable_variables is not None:
+        return list(trainable_variables)
+    return list(optimizer._trainable_variables) if optimizer.built else []
+
+
+def _values(gradient):
+    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+
+
+def _squares(gradient):
+    return tf.reduce_sum(tf.square(tf.cast(_values(gradient), tf.float32)))
+
+
+def _mapped(function, gradient):
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(function(gradient.values), gradient.indices, gradient.dense_shape)
+    return function(gradient)
