@@ -141,6 +141,11 @@ def test_what_cannot_be_saved_or_loaded(tmp_path):
             hvd.save_uncut(cut, "model.h5")
         with pytest.raises(ValueError, match=r"`filepath` must hold the uncut model. .*other.keras"):
             hvd.load_uncut(cut, other)
+        missing = tmp_path / f"missing{comm.rank}.keras" if comm.rank else other
+        with pytest.raises(
+            ValueError, match=r"disagree about hvd.load_uncut:(.|\n)*must be a file that Keras"
+        ):
+            hvd.load_uncut(cut, missing)
         with pytest.raises(RuntimeError, match=r"save_uncut could not write .*missing"):
             hvd.save_uncut(cut, tmp_path / "missing" / "model.keras")
 
