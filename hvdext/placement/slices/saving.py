@@ -65,8 +65,8 @@ def load_uncut(model: keras.Model, filepath: str | os.PathLike) -> None:
         filepath: a `.keras` or `.weights.h5` file.
 
     Raises:
-        ValueError: if `filepath` ends otherwise; on every rank alike, if a rank cannot read it or it holds another
-            model.
+        ValueError: if `filepath` ends otherwise; on every rank alike, if a rank cannot read it, or it holds
+            another model.
     """
     path = _checked_path(filepath)
     _check_has_twin(model)
