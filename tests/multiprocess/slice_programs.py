@@ -117,9 +117,9 @@ def _transformer(dropout=0.1):
 CASES = {
     "column": Case(_column, {"up": "column"}, (((6,), None),)),
     "row": Case(_row, {"down": "row"}, (((5, 8), None),)),
-    "column and row": Case(_mlp, {"up": "column", "down": "row"}, (((6,), None),), size=4),
+    "column and row": Case(_mlp, {"up": "column", "down": "row"}, (((6,), None),)),
     "nested": Case(_sequential, {"inner/u*": "column", "*/down": "row"}, (((6,), None),)),
-    "embedding rows": Case(_embedding, {"table": "rows"}, (((5,), 16),), size=4),
+    "embedding rows": Case(_embedding, {"table": "rows"}, (((5,), 16),)),
     "embedding columns": Case(_embedding, {"table": "columns"}, (((5,), 16),)),
     "attention": Case(_attention, {"self": "heads", "cross": "heads"}, (((5, 6), None), ((7, 3), None))),
     "grouped attention": Case(_grouped, {"grouped": "heads"}, (((6,), 9),), size=4),

@@ -82,8 +82,10 @@ def cuts_of(model: keras.Model, rules: Mapping[str, str]) -> Cuts:
                     f"{pattern!r}: {way!r} for {path!r}."
                 )
     cuts.ways = {key: way for key, (_, way) in chosen.items()}
-    for part in _functional_parts(model):
-        _keep_parts(part, cuts)
+    graphs = list(_functional_parts(model))
+    for graph in graphs:
+        _keep_parts(graph, cuts)
+    _check_logits(graphs[0], layers, cuts)
     return cuts
 
 
@@ -131,6 +133,24 @@ def _functional_parts(model):
             yield from _functional_parts(layer)
 
 
+def _check_logits(graph, layers, cuts):
+    """Refuses to cut by "vocabulary" what gives anything but the model's output."""
+    outputs = {id(tensor) for tensor in keras.tree.flatten(graph.outputs)}
+    nodes = [node for depth in graph._nodes_by_depth.values() for node in depth]
+    used = {id(tensor) for node in nodes for tensor in node.input_tensors}
+    good = {
+        id(node.operation)
+        for node in nodes
+        if id(node.outputs[0]) in outputs - used and _can_leave_parts(node.operation)
+    }
+    for path, layer in layers.items():
+        if cuts.ways.get(id(layer)) == "vocabulary" and id(layer) not in good:
+            raise ValueError(
+                "`rules` must cut by 'vocabulary' a layer of the model itself that gives its output only, "
+                f"with an activation element by element. Received: 'vocabulary' for {path!r}."
+            )
+
+
 def _keep_parts(model, cuts):
     """Finds the layers of one graph between which nothing needs to be gathered."""
     nodes = [node for depth in model._nodes_by_depth.values() for node in depth]
@@ -163,7 +183,6 @@ def _keep_parts(model, cuts):
     for node in nodes:
         layer = node.operation
         if cuts.ways.get(id(layer)) == "vocabulary":
-            _check_is_output(layer, node, outputs, consumers)
             cuts.left.add(id(layer))
         if cuts.ways.get(id(layer)) not in _OPENS or calls[id(layer)] > 1 or not _can_leave_parts(layer):
             continue
@@ -174,21 +193,11 @@ def _keep_parts(model, cuts):
             cuts.taken |= {id(one) for one in found[1]}
 
 
-def _check_is_output(layer, node, outputs, consumers):
-    if id(node.outputs[0]) not in outputs or consumers.get(id(node.outputs[0])):
-        raise ValueError(
-            "`rules` must cut by 'vocabulary' what gives the model's output only. "
-            f"Received: 'vocabulary' for {layer.name!r}."
-        )
-
-
 def _can_leave_parts(layer):
     last = getattr(layer, "data_format", "channels_last") == "channels_last"
-    return last and is_elementwise(layer.activation) and layer.activity_regularizer is None
+    elementwise = is_elementwise(getattr(layer, "activation", None))
+    return last and elementwise and layer.activity_regularizer is None
 
 
 def _treats_units_alone(layer):
-    if type(layer) not in _BETWEEN or layer.activity_regularizer is not None:
-        return False
-    last = getattr(layer, "data_format", "channels_last") == "channels_last"
-    return last and is_elementwise(getattr(layer, "activation", None))
+    return type(layer) in _BETWEEN and _can_leave_parts(layer)

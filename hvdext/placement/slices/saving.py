@@ -10,7 +10,7 @@ from keras.src.models.functional import Functional
 
 from hvdext import agreement
 from hvdext.arguments import suggests_keywords
-from hvdext.comm import Communicator, SoloComm, current
+from hvdext.comm import Communicator, current
 from hvdext.optimizer import build
 from hvdext.placement.slices.cutting import Slice, cut_axis
 from hvdext.placement.slices.layer import SlicedLayer
@@ -65,26 +65,35 @@ def load_uncut(model: keras.Model, filepath: str | os.PathLike) -> None:
         filepath: a `.keras` or `.weights.h5` file.
 
     Raises:
-        ValueError: if `filepath` ends otherwise; on every rank alike, if it holds another model.
+        ValueError: if `filepath` ends otherwise; on every rank alike, if a rank cannot read it, or it holds
+            another model.
     """
     path = _checked_path(filepath)
     _check_has_twin(model)
     comm = _group_of(model)
-    if path.endswith(_WEIGHTS):
-        source = _twin(model, compiled=False)
-        source.load_weights(path)
-    else:
-        source = keras.saving.load_model(path)
+    try:
+        source, problem = _read(model, path), None
+    except Exception as error:  # the other ranks, whose files may be fine, must hear of it
+        source, problem = None, f"`filepath` must be a file that Keras reads. Received: {path!r}: {error}"
+    agreement.check(comm, "hvd.load_uncut", {}, problem)
     optimizer, read = getattr(model, "optimizer", None), getattr(source, "optimizer", None)
     own, theirs = list(model.weights), list(source.weights)
     if optimizer is not None and read is not None and type(optimizer) is type(read) and read.built:
         build(optimizer, model.trainable_variables)
         own, theirs = [*own, *optimizer.variables], [*theirs, *read.variables]
-    agreement.check(comm, "hvd.load_uncut", {"file": path}, _difference(path, own, theirs, comm.size))
+    agreement.check(comm, "hvd.load_uncut", {}, _difference(path, own, theirs, comm.size))
     for variable, value in zip(own, theirs, strict=True):
         axis = cut_axis(variable.shape, value.shape)
         whole = tf.convert_to_tensor(value)
         variable.assign(whole if axis is None else Slice(axis, comm.rank, comm.size).of(whole))
+
+
+def _read(model, path):
+    if not path.endswith(_WEIGHTS):
+        return keras.saving.load_model(path)
+    twin = _twin(model, compiled=False)
+    twin.load_weights(path)
+    return twin
 
 
 def _checked_path(filepath):
@@ -104,7 +113,7 @@ def _check_has_twin(model):
 
 def _group_of(model) -> Communicator:
     layers = model._flatten_layers(include_self=False)
-    return next((layer.comm for layer in layers if isinstance(layer, SlicedLayer)), SoloComm())
+    return next((layer.comm for layer in layers if isinstance(layer, SlicedLayer)), None) or current()
 
 
 # -- the uncut twin -----------------------------------------------------------------------------------

@@ -54,12 +54,22 @@ def _on_ranks(size, action):
         ({"norm": "column"}, "must name layers that can be cut: Dense, Embedding, MultiHeadAttention"),
         ({"up": "column", "*p": "row"}, "in one way. Received: 'up': 'column' and '*p': 'row' for 'up'"),
         ({"down": "column"}, "`units` must be a multiple of the number of slices, 2. Received: units=7 in"),
-        ({"up": "vocabulary"}, "by 'vocabulary' what gives the model's output only. Received"),
+        ({"up": "vocabulary"}, "a layer of the model itself that gives its output only"),
     ],
 )
 def test_rules(rules, message):
     models = [_model(), _model()]
     assert message in _on_ranks(2, lambda comm: hvd.slice_layers(models[comm.rank], rules))
+
+
+def test_logits_of_a_model_inside_are_not_left_cut():
+    def nested():
+        inner = keras.Sequential([keras.Input((6,)), L.Dense(8, name="logits")], name="inner")
+        return keras.Sequential([keras.Input((6,)), inner, L.Dense(2, name="last")])
+
+    models = [nested(), nested()]
+    message = _on_ranks(2, lambda comm: hvd.slice_layers(models[comm.rank], {"*/logits": "vocabulary"}))
+    assert "Received: 'vocabulary' for 'inner/logits'" in message
 
 
 def test_models():
