@@ -168,6 +168,7 @@ def _copy_state(
         if id(original) in copier.device_of:
             _copy_variables(original, copied, copier.device_of[id(original)], scope)
     for original, copied in zip(model._flatten_layers(), placed._flatten_layers(), strict=True):
+        copied.name = original.name  # Keras has numbered anew what a layer makes inside without a name
         copied.trainable = original.trainable  # from the outside in: a model hands its flag on to its layers
     for original, copied in zip(model.variables, placed.variables, strict=True):
         copied.trainable = original.trainable
@@ -183,6 +184,7 @@ def _copy_variables(original, copied, device: str, scope) -> None:
         )
     for variable, source in zip(ours, theirs, strict=True):
         value = scope.get_current_value(source) if scope is not None else source.value
+        variable._name, variable._path = source.name, source.path
         with tf.device(device):
             # Not `assign`: the variable itself moves. A builder's begins with what the copy has drawn.
             variable._initialize(tf.identity(variable.value if value is None else value))
