@@ -1,1 +1,1 @@
-"""Model parallelism: whole layers in different places, or one layer's weights cut over ranks."""
+"""Model parallelism: layers in different places, or one layer's weights cut."""

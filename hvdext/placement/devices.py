@@ -42,8 +42,8 @@ def place(
     it as any model, also with `hvd.DistributedOptimizer`.
 
     Args:
-        model: a Sequential or functional model, built, which stays as it is; or a function that returns one,
-            which then never holds the weights in one place.
+        model: a Sequential or functional model, built, which stays as it is; or a function that returns one:
+            then there are no weights but the copy's.
         plan: a plan for it, from `hvd.plan`; its places are the devices.
         devices: one for each place, such as `["/GPU:0", "/GPU:1"]`; several places may have the same. None:
             the machine's GPUs if there are enough, else its (logical) CPUs.
