@@ -87,11 +87,10 @@ def build_model(shape):
     x = keras.layers.Conv2D(16, 3, padding="same", activation="relu", name="stem")(image)
     for block in range(3):
         y = keras.layers.Conv2D(16, 3, padding="same", use_bias=False, name=f"conv_{block}a")(x)
-        y = keras.layers.ReLU(name=f"relu_{block}a")(
-            keras.layers.BatchNormalization(name=f"norm_{block}a")(y)
-        )
+        y = keras.layers.BatchNormalization(momentum=0.9, name=f"norm_{block}a")(y)
+        y = keras.layers.ReLU(name=f"relu_{block}a")(y)
         y = keras.layers.Conv2D(16, 3, padding="same", use_bias=False, name=f"conv_{block}b")(y)
-        y = keras.layers.BatchNormalization(name=f"norm_{block}b")(y)
+        y = keras.layers.BatchNormalization(momentum=0.9, name=f"norm_{block}b")(y)
         x = keras.layers.ReLU(name=f"relu_{block}b")(keras.layers.Add(name=f"add_{block}")([x, y]))
     x = keras.layers.Flatten(name="flat")(keras.layers.MaxPooling2D(name="pool")(x))
     x = keras.layers.Dense(64, activation="relu", name="dense")(x)
