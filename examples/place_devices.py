@@ -55,7 +55,7 @@ def main():
     file = options.output / "placed.keras"
     placed.save(file)
     opened = keras.models.load_model(file)  # plain Keras, one device
-    apart = np.abs(opened.predict(test[0], verbose=0) - placed.predict(test[0], verbose=0)).max()
+    apart = np.abs(np.subtract(opened(test[0]), placed(test[0]))).max()
     print(f"test accuracy placed {accuracies[1]:.4f}, on one device {accuracies[0]:.4f}")
     print(f"largest difference of the outputs, placed and opened by plain Keras: {apart:.1e}")
     print(f"plan: {options.output / 'plan.png'}, {options.output / 'plan.yaml'}; model: {file}")

@@ -139,7 +139,11 @@ def everything(build):
         _slots_are_beside_their_variables(placed)
         _variables_are_where_the_plan_says(plan, placed)
 
-    placed = copies[0]
+    if build in (mlp, shared_layers):
+        _files_and_weights(build, model, copies[0], x, y)
+
+
+def _files_and_weights(build, model, placed, x, y):
     _close(model.evaluate(x, y, verbose=0), placed.evaluate(x, y, verbose=0))
     predicted = placed.predict(x, verbose=0)
     _close(model(x), predicted)
