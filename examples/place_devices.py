@@ -55,7 +55,7 @@ def main():
     file = options.output / "placed.keras"
     placed.save(file)
     opened = keras.models.load_model(file)  # plain Keras, one device
-    apart = np.abs(opened.predict(test[0], verbose=0) - placed.predict(test[0], verbose=0)).max()
+    apart = np.abs(np.subtract(opened(test[0]), placed(test[0]))).max()
     print(f"test accuracy placed {accuracies[1]:.4f}, on one device {accuracies[0]:.4f}")
     print(f"largest difference of the outputs, placed and opened by plain Keras: {apart:.1e}")
     print(f"plan: {options.output / 'plan.png'}, {options.output / 'plan.yaml'}; model: {file}")
@@ -87,11 +87,10 @@ def build_model(shape):
     x = keras.layers.Conv2D(16, 3, padding="same", activation="relu", name="stem")(image)
     for block in range(3):
         y = keras.layers.Conv2D(16, 3, padding="same", use_bias=False, name=f"conv_{block}a")(x)
-        y = keras.layers.ReLU(name=f"relu_{block}a")(
-            keras.layers.BatchNormalization(name=f"norm_{block}a")(y)
-        )
+        y = keras.layers.BatchNormalization(momentum=0.9, name=f"norm_{block}a")(y)
+        y = keras.layers.ReLU(name=f"relu_{block}a")(y)
         y = keras.layers.Conv2D(16, 3, padding="same", use_bias=False, name=f"conv_{block}b")(y)
-        y = keras.layers.BatchNormalization(name=f"norm_{block}b")(y)
+        y = keras.layers.BatchNormalization(momentum=0.9, name=f"norm_{block}b")(y)
         x = keras.layers.ReLU(name=f"relu_{block}b")(keras.layers.Add(name=f"add_{block}")([x, y]))
     x = keras.layers.Flatten(name="flat")(keras.layers.MaxPooling2D(name="pool")(x))
     x = keras.layers.Dense(64, activation="relu", name="dense")(x)

@@ -42,8 +42,8 @@ def place(
     it as any model, also with `hvd.DistributedOptimizer`.
 
     Args:
-        model: a Sequential or functional model, built, which stays as it is; or a function that returns one,
-            which then never holds the weights in one place.
+        model: a Sequential or functional model, built, which stays as it is; or a function that returns one:
+            then there are no weights but the copy's.
         plan: a plan for it, from `hvd.plan`; its places are the devices.
         devices: one for each place, such as `["/GPU:0", "/GPU:1"]`; several places may have the same. None:
             the machine's GPUs if there are enough, else its (logical) CPUs.
@@ -168,6 +168,7 @@ def _copy_state(
         if id(original) in copier.device_of:
             _copy_variables(original, copied, copier.device_of[id(original)], scope)
     for original, copied in zip(model._flatten_layers(), placed._flatten_layers(), strict=True):
+        copied.name = original.name  # Keras has numbered anew what a layer makes inside without a name
         copied.trainable = original.trainable  # from the outside in: a model hands its flag on to its layers
     for original, copied in zip(model.variables, placed.variables, strict=True):
         copied.trainable = original.trainable
@@ -183,6 +184,7 @@ def _copy_variables(original, copied, device: str, scope) -> None:
         )
     for variable, source in zip(ours, theirs, strict=True):
         value = scope.get_current_value(source) if scope is not None else source.value
+        variable._name, variable._path = source.name, source.path
         with tf.device(device):
             # Not `assign`: the variable itself moves. A builder's begins with what the copy has drawn.
             variable._initialize(tf.identity(variable.value if value is None else value))

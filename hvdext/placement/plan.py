@@ -178,6 +178,7 @@ class Crossing:
     target: int
 
 
+@suggests_keywords
 @dataclass(frozen=True)
 class Plan:
     """Which layer is where. Inputs of the model are at place 0.

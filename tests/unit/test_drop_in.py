@@ -185,6 +185,7 @@ _WITHOUT_INIT = {
     *("callbacks", "data", "elastic", "engine", "shutdown", "Strategy", "sync"),
     *("ccl_built", "cuda_built", "ddl_built", "gloo_built", "gloo_enabled", "mpi_built", "mpi_enabled"),
     *("nccl_built", "rocm_built"),
+    *("Plan", "place", "plan"),
 }
 
 
