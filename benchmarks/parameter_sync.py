@@ -14,10 +14,11 @@ The images are Fashion-MNIST (Debian, Ubuntu: `apt-get install dataset-fashion-m
   Fashion-MNIST, SGD with momentum. All methods take turns in the same two processes, round by round; a time
   is that of the slowest rank, for which a job has to wait; a ratio is the median over the rounds of a
   method's time over that of "none" in the same round. "none" is the same fit with the same clock, a callback
-  that is called after every batch; only the exchange is missing. Whole periods of each schedule are timed, after a warm-up. Capped links are
-  network namespaces of their own (see capped_link.py); both directions share the cap. Bytes are counted by
-  `hvd.traffic()`; on a capped link also those that leave through its device, with all headers and the
-  engine's control messages, of which there are some in every millisecond, whatever is trained.
+  that is called after every batch; only the exchange is missing. Whole periods of each schedule are timed,
+  after a warm-up. Capped links are network namespaces of their own (see capped_link.py); both directions
+  share the cap. Bytes are counted by `hvd.traffic()`; on a capped link also those that leave through its
+  device, with all headers and the engine's control messages, of which there are some in every millisecond,
+  whatever is trained.
 - accuracy: of the same CNN after the same number of samples, with the same first weights and order of
   samples per seed; SGD with momentum 0.9, cosine decay. Learning rates are the best that --tune finds, on
   held out training images. Ranks that train on their own end with `hvd.callbacks.ConsensusAveraging`.
