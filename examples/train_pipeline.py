@@ -88,7 +88,7 @@ def parse_arguments():
     parser.add_argument("--replicas", type=int, default=1, help="pipelines side by side; divides the ranks")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument(
-        "--batch-size", type=int, default=64, help="per pipeline; divisible by the micro-batches"
+        "--batch-size", type=int, default=32, help="per pipeline; divisible by the micro-batches"
     )
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

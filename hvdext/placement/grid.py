@@ -58,6 +58,7 @@ class Grid:
         data: the communicator of the ranks that share this rank's other two coordinates.
         pipeline: the same along the pipeline; rank i of it holds stage i.
         slices: the same along the slices; rank i of it holds slice i.
+        everyone: the communicator of all ranks of the grid.
         data_set: the ranks of `data` as a `ProcessSet`, for arguments called `process_set`.
 
     Raises:
@@ -84,6 +85,7 @@ class Grid:
         register(comm, [ProcessSet(pair) for row in sets[1] for pair in neighbours(row.ranks)])
         me = comm.ranks[comm.rank]
         mine = [next(one for one in row if me in one.ranks) for row in sets]
+        self.everyone = comm
         self.data, self.pipeline, self.slices = (comm.subset(one) for one in mine)
         self.data_set = mine[0]
 

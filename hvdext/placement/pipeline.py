@@ -97,7 +97,9 @@ def pipeline(
     training = programs(*shape, gradients=back)[comm.rank]
     inference = programs(*shape, training=False)[comm.rank]
     return PipelineModel(
-        WholeModel(calls, plan, comm, grid.data), runner, Settings(microbatches, training, inference)
+        WholeModel(calls, plan, comm, grid.data, grid.everyone),
+        runner,
+        Settings(microbatches, training, inference),
     )
 
 

@@ -68,12 +68,14 @@ class WholeModel:
         plan: which layer is where.
         comm: the pipeline's ranks.
         replicas: the ranks that hold the same stage in pipelines side by side; the first pipeline writes.
+        everyone: the ranks of all pipelines.
     """
 
     calls: Calls
     plan: Plan
     comm: Communicator
     replicas: Communicator
+    everyone: Communicator
     _operations: dict[str, Any] = field(init=False)
 
     def __post_init__(self):
@@ -90,8 +92,7 @@ class WholeModel:
 
     def wait_for_all(self) -> None:
         """Returns once all ranks of all pipelines have called it."""
-        self.comm.barrier("hvdext.placement.end")
-        self.replicas.barrier("hvdext.placement.end")
+        self.everyone.barrier("hvdext.placement.end")
 
     def save(self, path: str | os.PathLike, compile_config: dict, optimizer, **options) -> None:
         """Rank 0 writes the model with all ranks' values, and with the optimizer's state if there is any.
