@@ -6,7 +6,8 @@
     python benchmarks/parameter_sync.py --what text
     python benchmarks/parameter_sync.py --what slow-rank
 
-Two ranks on this machine with one TensorFlow thread each; `model.fit` on Keras models, one process per rank.
+Two ranks on this machine with one TensorFlow thread and, if there are as many, one core each; `model.fit` on
+Keras models, one process per rank.
 Methods are expressions of `hvd.sync`; "every step" is `hvd.DistributedOptimizer`, "none" no exchange at all.
 The images are Fashion-MNIST (Debian, Ubuntu: `apt-get install dataset-fashion-mnist`).
 

@@ -138,6 +138,7 @@ def test_a_wrong_keyword_gets_the_nearest(value):
 # -- before init -------------------------------------------------------------------------------------
 
 _X = tf.constant([1.0, 2.0])
+_LABELS, _LOGITS = tf.constant([0]), tf.constant([[1.0, 2.0]])
 _BEFORE_INIT = {
     "add_process_set": lambda: hvd.add_process_set([0]),
     "allgather": lambda: hvd.allgather(_X),
@@ -177,6 +178,23 @@ _BEFORE_INIT = {
     ),
     "PartialDistributedOptimizer": lambda: _step(hvd.PartialDistributedOptimizer(keras.optimizers.SGD())),
     "SyncBatchNormalization": lambda: hvd.SyncBatchNormalization()(tf.ones((2, 3)), training=True),
+    # Layers that are cut, and models that are.
+    "ColumnDense": lambda: hvd.ColumnDense(2)(_LOGITS),
+    "Grid": lambda: hvd.Grid(),
+    "RowDense": lambda: hvd.RowDense(2)(_LOGITS),
+    "SlicedConv2D": lambda: hvd.SlicedConv2D(2, 1)(tf.ones((1, 2, 2, 1))),
+    "SlicedDropout": lambda: hvd.SlicedDropout(0.5)(_LOGITS, training=True),
+    "SlicedEmbedding": lambda: hvd.SlicedEmbedding(2, 2)(_LABELS),
+    "SlicedGroupQueryAttention": lambda: hvd.SlicedGroupQueryAttention(2, 2, 2)(*[tf.ones((1, 2, 3))] * 2),
+    "SlicedMultiHeadAttention": lambda: hvd.SlicedMultiHeadAttention(2, 2)(*[tf.ones((1, 2, 3))] * 2),
+    "SlicedSparseCategoricalAccuracy": lambda: hvd.SlicedSparseCategoricalAccuracy()(_LABELS, _LOGITS),
+    "SlicedSparseCategoricalCrossentropy": lambda: hvd.SlicedSparseCategoricalCrossentropy()(
+        _LABELS, _LOGITS
+    ),
+    "load_uncut": lambda: hvd.load_uncut(_model(), "model.keras"),
+    "pipeline": lambda: hvd.pipeline(_model(), hvd.plan(_model(), 1), 1),
+    "save_uncut": lambda: hvd.save_uncut(_model(), "model.keras"),
+    "slice_layers": lambda: hvd.slice_layers(_model(), {"cut": "column"}),
 }
 # Settings, what ends or begins a job, and questions about the engine.
 _WITHOUT_INIT = {
@@ -187,6 +205,10 @@ _WITHOUT_INIT = {
     *("nccl_built", "rocm_built"),
     *("Plan", "place", "plan"),
 }
+
+
+def _model():
+    return keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="cut")])
 
 
 def _gradient(tape):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
+from hvdext.arguments import suggests_keywords
 from hvdext.comm import Communicator
 from hvdext.graph_names import numbered
 from hvdext.placement.grid import slices_of
@@ -62,6 +63,7 @@ class SlicedSparseCategoricalAccuracy(keras.metrics.MeanMetricWrapper):
         dtype: as in Keras.
     """
 
+    @suggests_keywords
     def __init__(self, *, grid=None, name="accuracy", dtype=None):
         comm = slices_of(grid)
 
