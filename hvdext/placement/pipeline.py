@@ -57,9 +57,8 @@ def pipeline(
             start and the end of a batch: ranks work for m / (m + p - 1) of the time at best.
         schedule: "1f1b" (forward and backward passes in turns: rank r of p keeps the activations of p - r
             micro-batches), "gpipe" (all forward passes, then all backward: those of m) or "interleaved" (1f1b
-            over several places per
-            rank: place i is on rank i mod p, less waiting and more messages; `microbatches` must be a
-                multiple of p).
+            over several places per rank: place i is on rank i mod p, less waiting and more messages;
+            `microbatches` must be a multiple of p).
         grid: a `hvd.Grid`, for several pipelines side by side; None: all ranks are one pipeline.
         recompute: keep only what enters a stage, and make its forward pass once more before its backward
             pass: less memory for a third more work.
