@@ -14,11 +14,11 @@ from keras.src.backend.common import global_state
 
 from hvdext.optimizer import innermost
 from hvdext.placement.costs import flops_of, kept_inside
+from hvdext.placement.deferred import without_values
 from hvdext.placement.graph import Graph, Layer, Tensor
 
 # Keras' lists of how often each name is taken, and of variables without a value.
 _NUMBERS = "object_name_uids"
-_UNINITIALIZED = "uninitialized_variables"
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,11 @@ def skeleton(builder: Callable[[], keras.Model]) -> keras.Model:
 def unallocated(builder: Callable[[], keras.Model]) -> tuple[keras.Model, keras.StatelessScope]:
     """As `skeleton`, and the scope that holds what `builder` has assigned, such as weights from a file."""
     numbers = dict(global_state.get_global_attribute(_NUMBERS, {}))
-    waiting = list(global_state.get_global_attribute(_UNINITIALIZED, []))
     try:
-        with keras.StatelessScope(initialize_variables=False) as scope:
+        with without_values() as scope:
             model = builder()
     finally:
         global_state.set_global_attribute(_NUMBERS, collections.defaultdict(int, numbers))
-        # Keras would initialize them at the next chance.
-        global_state.set_global_attribute(_UNINITIALIZED, waiting)
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a function that returns a Keras model. Received: {model!r}.")
     return model, scope

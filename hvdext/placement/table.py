@@ -71,20 +71,20 @@ def as_text(plan: Plan) -> str:
 
 def bytes_text(size: float) -> str:
     """A number of bytes as people read it: "26.4 MB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.3g} TB"
+    return _in_thousands(size, (" B", " kB", " MB", " GB"), " TB")
 
 
 def count_text(number: float) -> str:
     """A number of operations or elements as people read it: "5.51 G"."""
-    for unit in ("", " k", " M", " G"):
+    return _in_thousands(number, ("", " k", " M", " G"), " T")
+
+
+def _in_thousands(number: float, units: Sequence[str], largest: str) -> str:
+    for unit in units:
         if number < 999.5:
             return f"{number:.3g}{unit}"
         number /= 1000
-    return f"{number:,.3g} T"
+    return f"{number:,.3g}{largest}"
 
 
 def _aligned(rows: Sequence[Sequence[str]], left: Sequence[str]) -> str:

@@ -10,11 +10,11 @@ from keras.src.models.functional import Functional
 
 from hvdext import agreement
 from hvdext.arguments import suggests_keywords
+from hvdext.placement.deferred import first_value, without_values
 from hvdext.placement.grid import Grid, slices_of
 from hvdext.placement.slices.attention import SlicedGroupQueryAttention, SlicedMultiHeadAttention
 from hvdext.placement.slices.convolution import SlicedConv2D
 from hvdext.placement.slices.cutting import mark_of
-from hvdext.placement.slices.deferred import first_value, without_values
 from hvdext.placement.slices.dense import ColumnDense, RowDense
 from hvdext.placement.slices.dropout import SlicedDropout
 from hvdext.placement.slices.embedding import SlicedEmbedding

@@ -13,17 +13,20 @@ _WAITING = "uninitialized_variables"  # where Keras notes what it has put off
 
 
 @contextlib.contextmanager
-def without_values() -> Iterator[None]:
+def without_values() -> Iterator[keras.StatelessScope]:
     """Context in which new Keras variables, in this thread, have a shape and an initializer but no value.
 
     They never get one by themselves; ask `first_value`. A layer that needs values to be built, such as
     `Embedding(weights=...)`, cannot be built here.
+
+    Yields:
+        What holds the values that are assigned within, such as weights from a file.
     """
     before = global_state.get_global_attribute(_WAITING, [])
     global_state.set_global_attribute(_WAITING, [])
     try:
-        with keras.StatelessScope(initialize_variables=False):
-            yield
+        with keras.StatelessScope(initialize_variables=False) as scope:
+            yield scope
     finally:
         global_state.set_global_attribute(_WAITING, before)
 
