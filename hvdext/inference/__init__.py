@@ -1,0 +1,1 @@
+"""Inference on many ranks: `hvd.predict`, `hvd.evaluate`, `hvd.deploy` and the service `hvdext serve`."""
