@@ -190,7 +190,8 @@ class Service(Protocol):
                     "busy": seconds it has computed, "restarts": n}, ...],
          "models": [{"name", "version", "state", "reason", "ranks", "queue": requests waiting,
                      "queued_rows": rows waiting, "in_flight": requests being computed,
-                     "batches": n, "rows": n, "padded_rows": n}, ...],
+                     "batches": n, "rows": n, "padded_rows": n,
+                     "batch_sizes": {"8": batches of 8 rows, without padding, ...}}, ...],
          "queue": requests waiting in all, "max_queue": its limit}
         ```
         """
