@@ -40,6 +40,11 @@ def _receive(store, path, manifest, size=7):
     return writer.path
 
 
+def _assert_refused(store, manifest, parts, message):
+    with pytest.raises(DamagedModel, match=message), store.receive(manifest) as writer:
+        list(map(writer.write, parts))
+
+
 def _contents(path):
     files = [place for place in path.rglob("*") if place.is_file()]
     return {place.relative_to(path).as_posix(): place.read_bytes() for place in files}
@@ -116,12 +121,7 @@ def test_corrupted_bytes_leave_nothing_behind(folder, tmp_path):
     store, manifest = Store(tmp_path / "cache"), describe(folder)
     parts = list(chunks(folder, manifest, 100))
     parts[7] = bytes([parts[7][0] ^ 1]) + parts[7][1:]
-    with (
-        pytest.raises(DamagedModel, match=r"variables\.data-00000-of-00001' is damaged"),
-        store.receive(manifest) as w,
-    ):
-        for part in parts:
-            w.write(part)
+    _assert_refused(store, manifest, parts, r"variables\.data-00000-of-00001' is damaged")
     assert store.find(manifest) is None
     assert not list((tmp_path / "cache" / ".partial").iterdir())
 
@@ -129,11 +129,8 @@ def test_corrupted_bytes_leave_nothing_behind(folder, tmp_path):
 def test_missing_and_additional_bytes_are_errors(folder, tmp_path):
     store, manifest = Store(tmp_path / "cache"), describe(folder)
     data = b"".join(chunks(folder, manifest, 5000))
-    with pytest.raises(DamagedModel, match=r"index' has not come to its end: 1 bytes are missing"):
-        with store.receive(manifest) as writer:
-            writer.write(data[:-1])
-    with pytest.raises(DamagedModel, match="1 bytes too many"), store.receive(manifest) as writer:
-        writer.write(data + b"x")
+    _assert_refused(store, manifest, [data[:-1]], r"index' has not come to its end: 1 bytes are missing")
+    _assert_refused(store, manifest, [data + b"x"], "1 bytes too many")
     assert store.find(manifest) is None
 
 
@@ -197,9 +194,9 @@ def test_one_receives_and_the_others_wait(folder, tmp_path):
 
 def test_a_lock_names_its_holder(folder, tmp_path):
     store, manifest = Store(tmp_path / "cache"), describe(folder)
-    with store.lock(manifest), pytest.raises(TimeoutError, match=f"process {os.getpid()}"):
-        with Store(tmp_path / "cache").lock(manifest, timeout=0.1):
-            pass
+    second = Store(tmp_path / "cache").lock(manifest, timeout=0.1)
+    with store.lock(manifest), pytest.raises(TimeoutError, match=f"process {os.getpid()}"), second:
+        pass
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../x", "", ".", "a//b", "a/./b", "a\\b", "a\0", 3, None])
