@@ -44,6 +44,7 @@ _HOMES = {
     "cross_size": "hvdext.runtime",
     "cuda_built": "hvdext.build_info",
     "ddl_built": "hvdext.build_info",
+    "deploy": "hvdext.inference.deploy",
     "global_process_set": "hvdext.process_sets",
     "gloo_built": "hvdext.build_info",
     "gloo_enabled": "hvdext.build_info",

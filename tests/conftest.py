@@ -17,6 +17,7 @@ pytest.register_assert_rewrite(
     "cases",
     "collective_programs",
     "consensus_programs",
+    "deploy_programs",
     "drop_in_programs",
     "elastic_programs",
     "exchange_programs",

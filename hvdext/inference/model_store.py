@@ -124,17 +124,13 @@ class Writer:
     def __init__(self, store: Store, manifest: Manifest, partial: Path):
         self.path = store.path_of(manifest)
         self._manifest = manifest
-        number = secrets.token_hex(8)
-        self._folder = partial / number
-        self._mark = open(partial / f"{number}.lock", "w")  # noqa: SIM115 - open while the folder is in use
-        fcntl.flock(self._mark, fcntl.LOCK_EX)
-        self._folder.mkdir()
+        self._folder = partial / secrets.token_hex(8)
+        self._mark: IO[str] | None = None  # open and locked while the folder is in use
         self._files = iter(manifest.files)
         self._file: File | None = None
         self._target: IO[bytes] | None = None
         self._left = 0
         self._hash = hashlib.sha256()
-        self._next_file()
 
     def write(self, chunk: bytes | memoryview) -> None:
         """Takes the next bytes, any number of them.
@@ -143,6 +139,7 @@ class Writer:
             DamagedModel: if a file's SHA-256 is not that of the manifest, or there are too many bytes.
             OSError: if they cannot be written.
         """
+        self._begin()
         view = memoryview(chunk).cast("B")
         while len(view):
             if self._file is None or self._target is None:
@@ -165,7 +162,17 @@ class Writer:
         finally:
             self._clean_up()
 
+    def _begin(self):
+        """Makes the folder; not before the first byte, so that entering the context cannot fail."""
+        if self._mark is not None:
+            return
+        self._mark = open(self._folder.with_suffix(".lock"), "w")  # noqa: SIM115 - see above
+        fcntl.flock(self._mark, fcntl.LOCK_EX)
+        self._folder.mkdir()
+        self._next_file()
+
     def _finish(self):
+        self._begin()
         if self._file is not None:
             raise DamagedModel(
                 f"{self._file.name!r} has not come to its end: {self._left} bytes are missing."
@@ -188,9 +195,10 @@ class Writer:
     def _clean_up(self):
         if self._target is not None:
             self._target.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        Path(self._mark.name).unlink(missing_ok=True)
-        self._mark.close()
+        if self._mark is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            Path(self._mark.name).unlink(missing_ok=True)
+            self._mark.close()
 
     def _next_file(self):
         """Opens the next file that has bytes; those without are whole at once."""

@@ -23,6 +23,7 @@ TABLES = (
     "sync_programs",
     "strategy_programs",
     "consensus_programs",
+    "deploy_programs",
     "warmup_programs",
     "collective_programs",
     "drop_in_programs",
