@@ -1,0 +1,56 @@
+"""The endpoints of TensorFlow Serving's REST."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from hvdext.inference.serving import tf_serving
+from hvdext.inference.serving.answering import found, infer, signature_of
+from hvdext.inference.serving.bodies import Bodies
+from hvdext.inference.serving.errors import JSONResponse
+from hvdext.inference.serving.observing import call_of
+from hvdext.inference.serving.paths import MODEL, VERSION
+from hvdext.inference.serving.service import Service
+
+
+def routes(service: Service, bodies: Bodies) -> list[Route]:
+    """The protocol's routes."""
+    api = _TensorFlowServing(service, bodies)
+    table = []
+    for path in (f"/v1/models/{MODEL}", f"/v1/models/{MODEL}{VERSION}"):
+        table += [
+            (path, "GET", api.status),
+            (path + "/metadata", "GET", api.metadata),
+            (path + ":predict", "POST", api.predict),
+        ]
+    return [Route(path, endpoint, methods=[method]) for path, method, endpoint in table]
+
+
+class _TensorFlowServing:
+    def __init__(self, service: Service, bodies: Bodies):
+        self._service = service
+        self._bodies = bodies
+
+    async def status(self, request: Request) -> Response:
+        version = found(request, self._service)
+        if "version" in request.path_params:
+            return JSONResponse(tf_serving.status([version]))
+        versions = [other for other in self._service.versions() if other.name == version.name]
+        return JSONResponse(tf_serving.status(versions))
+
+    async def metadata(self, request: Request) -> Response:
+        version = found(request, self._service)
+        return JSONResponse(tf_serving.metadata(version, signature_of(version)))
+
+    async def predict(self, request: Request) -> Response:
+        call = call_of(request.scope)
+        call.protocol = "tensorflow-serving"
+        call.model = found(request, self._service).name  # an unknown one is refused before its body is read
+        async with self._bodies.read(request) as body:
+            version = found(request, self._service)  # the newest may have changed meanwhile
+            call.version = str(version.version)
+            asked = tf_serving.read_request(body, version.name, signature_of(version))
+            version, outputs = await infer(request, self._service, asked.inputs, timeout=None)
+        return JSONResponse(tf_serving.answer(asked.rows, signature_of(version), outputs))

@@ -1,0 +1,47 @@
+"""JSON, read strictly and written fast."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import orjson
+
+from hvdext.inference.serving.service import InvalidRequest
+from hvdext.inference.serving.tensors import short
+
+T = TypeVar("T")
+_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a whole number"}
+
+
+def read_json(text: bytes) -> Any:
+    """What the text says.
+
+    Raises:
+        InvalidRequest: if it is no JSON (which has no NaN and no Infinity), no UTF-8, or nested too deep.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"The body must be JSON in UTF-8. {error}.") from error
+
+
+def write_json(value: Any) -> bytes:
+    """The text; NumPy arrays as lists, numbers that are not finite as null."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def require(value: Any, kind: type[T], label: str) -> T:
+    """The value, if JSON had it as that kind.
+
+    Args:
+        value: as read; None also stands for what is missing.
+        kind: dict, list, str, bool or int.
+        label: what it is, to begin the message with.
+
+    Raises:
+        InvalidRequest: if it is something else.
+    """
+    if type(value) is not kind:
+        received = "nothing" if value is None else short(value)
+        raise InvalidRequest(f"{label} must be {_NAMES[kind]}. Received: {received}.")
+    return value
