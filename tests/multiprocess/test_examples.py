@@ -191,3 +191,12 @@ def test_train_pipeline(tmp_path):
     whole, again = _numbers(lines, r"the file, (\d+) weights, in plain Keras: test accuracy (\S+)")
     assert whole == first + second
     assert again == accuracy > 0.8
+
+
+def test_deploy():
+    lines = _lines_of("deploy.py")
+    for name in ("model.keras", "exported", "model.weights.h5"):
+        (accuracy,) = _numbers(
+            lines, rf"^{re.escape(name)}: test accuracy ([0-9.]+); images by rank \[180, 180\]"
+        )
+        assert accuracy > 0.8

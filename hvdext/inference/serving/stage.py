@@ -73,46 +73,53 @@ def load_stage(path: str | os.PathLike, number: int, stages: int) -> StageOfMode
         calls = calls_of(model)
         chunk = cut(calls, plan(model, places=stages))[number]
         stage = Stage(chunk)
-        _allocate(stage)
-        _read_state(archive, calls, stage)
+        _read_weights(archive, calls, stage)
+        _read_assets(archive, calls, stage)
     return _with_names(stage, calls, ports, is_first=number == 0, is_last=number == stages - 1)
 
 
-def _allocate(stage: Stage) -> None:
-    """Gives the stage's variables values; those of weights come from the file."""
-    weights = {id(weight) for weight in stage.weights}
+def _read_weights(archive: zipfile.ZipFile, calls: Calls, stage: Stage) -> None:
+    """Gives the stage's variables their values in the file, and those without one there their first."""
+    store = saving_lib.H5IOStore(_WEIGHTS, archive=_Members(archive), mode="r")
+    try:
+        # Values are noted, not copied into others that stand there already.
+        with keras.StatelessScope(initialize_variables=False) as scope:
+            _load_own(calls, stage, weights_store=store, assets_store=None)
+    finally:
+        store.close()
     for variable in stage.variables:
-        if variable._value is not None:
-            continue
-        if id(variable) in weights:
-            variable._initialize(tf.zeros(variable.shape, variable.dtype))
-        else:  # states of random generators
+        value = scope.get_current_value(variable)
+        if value is not None:
+            variable._initialize(value)
+        elif variable._value is None:  # the state of a random generator
             variable._deferred_initialize()
 
 
-def _read_state(archive: zipfile.ZipFile, calls: Calls, stage: Stage) -> None:
-    """Values and vocabularies of the stage's layers, as `keras.models.load_model` reads those of all."""
+def _read_assets(archive: zipfile.ZipFile, calls: Calls, stage: Stage) -> None:
+    """Vocabularies of text layers, and what else is not numbers."""
+    if not any(name.startswith(f"{_ASSETS}/") for name in archive.namelist()):
+        return
+    store = saving_lib.DiskIOStore(_ASSETS, archive=archive, mode="r")
+    try:
+        _load_own(calls, stage, weights_store=None, assets_store=store)
+    finally:
+        store.close()
+
+
+def _load_own(calls: Calls, stage: Stage, **stores) -> None:
+    """What `keras.models.load_model` does, for the stage's layers only."""
     own = {id(call.operation) for call in stage.chunk.calls}
     foreign = {id(call.operation) for call in calls.calls} - own
     failed: set[int] = set()
     messages: dict = {}
-    weights = saving_lib.H5IOStore(_WEIGHTS, archive=_Members(archive), mode="r")
-    has_assets = any(name.startswith(f"{_ASSETS}/") for name in archive.namelist())
-    assets = saving_lib.DiskIOStore(_ASSETS, archive=archive, mode="r") if has_assets else None
-    try:
-        saving_lib._load_state(
-            calls.model,
-            weights_store=weights,
-            assets_store=assets,
-            inner_path="",
-            visited_saveables=foreign,
-            failed_saveables=failed,
-            error_msgs=messages,
-        )
-    finally:
-        weights.close()
-        if assets is not None:
-            assets.close()
+    saving_lib._load_state(
+        calls.model,
+        inner_path="",
+        visited_saveables=foreign,
+        failed_saveables=failed,
+        error_msgs=messages,
+        **stores,
+    )
     if failed:
         saving_lib._raise_loading_failure(messages)
 
