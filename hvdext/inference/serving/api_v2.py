@@ -116,6 +116,7 @@ class _V2:
         for name in parameters:
             if name not in ("version", "unload_dependents"):
                 raise InvalidRequest(f"Unloading takes the parameter `version`. Received: {short(name)}.")
+        require(parameters.get("unload_dependents", False), bool, "`unload_dependents`")
         version = parameters.get("version")
         if version is not None and (type(version) is not int or version < 1):
             raise InvalidRequest(f"`version` must be a whole number from 1. Received: {short(version)}.")

@@ -21,7 +21,9 @@ def render(document: dict[str, Any]) -> str:
     for path, item in document["paths"].items():
         for method, operation in item.items():
             if method != "parameters":
-                section = _operation(path, method, operation, item.get("parameters", []))
+                needs_key = bool(operation.get("security", document["security"]))
+                free = bool(document["security"]) and not needs_key
+                section = _operation(path, method, operation, item.get("parameters", []), free)
                 tags.setdefault(operation["tags"][0], []).append(section)
     sections = "".join(f"<h2>{html.escape(tag)}</h2>{''.join(found)}" for tag, found in tags.items())
     schemas = document["components"]["schemas"]
@@ -45,12 +47,12 @@ def _keys(document: dict[str, Any]) -> str:
     )
 
 
-def _operation(path: str, method: str, operation: dict[str, Any], parameters: list[dict]) -> str:
-    free = ' <em class="free">free</em>' if operation.get("security") == [] else ""
+def _operation(path: str, method: str, operation: dict[str, Any], parameters: list[dict], free: bool) -> str:
+    mark = ' <em class="free">free</em>' if free else ""
     head = (
         f'<span class="method {method}">{method.upper()}</span> '
         f'<code class="path">{html.escape(path)}</code> '
-        f'<span class="summary">{html.escape(operation["summary"])}</span>{free}'
+        f'<span class="summary">{html.escape(operation["summary"])}</span>{mark}'
     )
     return f"<details><summary>{head}</summary><div>{''.join(_inside(operation, parameters))}</div></details>"
 

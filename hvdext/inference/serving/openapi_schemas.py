@@ -132,7 +132,7 @@ def predict_request(signature: Signature) -> Schema:
     bare = len(specs) == 1
     rows_of = any_of([list_of(_row(specs[0], True), least=1)] * bare + [list_of(row, least=1)])
     columns_of = any_of([_rows(specs[0], True)] * bare + [columns])
-    name = {"signature_name": {"type": "string", "enum": [SIGNATURE_NAME]}}
+    name = {"signature_name": {"enum": [SIGNATURE_NAME, "", None]}}
     return {
         "oneOf": [
             object_of({"instances": rows_of}, name, **{"not": {"required": ["inputs"]}}),

@@ -177,6 +177,7 @@ def test_repository_index_load_and_unload():
         ("models/scale/load", {"parameters": 5}, 400, "`parameters` must be an object"),
         ("models/none/unload", {}, 404, "no model 'none'"),
         ("models/scale/unload", {"parameters": {"version": "1"}}, 400, "whole number from 1. Received: '1'"),
+        ("models/scale/unload", {"parameters": {"unload_dependents": 1}}, 400, "must be true or false"),
         ("models/scale/unload", {"parameters": {"versio": 1}}, 400, "Received: 'versio'"),
     ],
 )
