@@ -111,7 +111,10 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep the layers that match at a place, as in 'encoder/*=0'; may be repeated",
     )
     parser.add_argument(
-        "--max-memory", type=_bytes, metavar="BYTES", help="what no place may exceed, such as 500MB or 2GiB"
+        "--max-memory",
+        type=number_of_bytes,
+        metavar="BYTES",
+        help="what no place may exceed, such as 500MB or 2GiB",
     )
     parser.add_argument("--batch-size", type=int, default=32, help="samples held at once (default: 32)")
     parser.add_argument(
@@ -188,7 +191,23 @@ def _pins(pairs: Sequence[tuple[str, int]]) -> dict[str, int]:
     return pins
 
 
-def _bytes(text: str) -> int:
+def _serve_arguments(parser: argparse.ArgumentParser) -> None:
+    from hvdext.inference.serving import command
+
+    command.add_arguments(parser)
+
+
+def _run_serve(args: argparse.Namespace) -> int:
+    from hvdext.inference.serving import command
+
+    try:
+        return command.run(args)
+    except command.ServeError as error:
+        raise CommandError(error) from error
+
+
+def number_of_bytes(text: str) -> int:
+    """What `500MB` or `2GiB` means; a type of `argparse`."""
     match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*(?:([kMGT]?)(i?)B)?", text.strip())
     try:
         number, unit, binary = match.groups() if match else ("", "", "")
@@ -217,6 +236,12 @@ COMMANDS = (
         help="Show which layers of a model go to which device or pipeline stage.",
         add_arguments=_plan_arguments,
         run=_run_plan,
+    ),
+    Command(
+        name="serve",
+        help="Serve models over HTTP from all ranks: horovodrun -np 4 hvdext serve model.keras.",
+        add_arguments=_serve_arguments,
+        run=_run_serve,
     ),
 )
 

@@ -1,0 +1,66 @@
+"""What a server may be told, complete and checked before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MODES = ("replicas", "pipeline")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How the ranks serve.
+
+    Attributes:
+        mode: "replicas": each rank has the whole model; "pipeline": its stages are spread over the ranks.
+        size: ranks.
+        max_batch_size: rows that go to the model together at most.
+        max_delay: seconds that a request may wait for others to join it.
+        batch_sizes: the sizes that batches are filled up to; empty: any size up to `max_batch_size`.
+        max_queue: requests that may wait.
+        max_queue_bytes: bytes that their inputs may have together.
+        timeout: seconds that a request may take.
+        batch_timeout: seconds that a rank may take for a batch, before it is killed and started again.
+        load_timeout: seconds that loading a model may take.
+    """
+
+    mode: str = "replicas"
+    size: int = 1
+    max_batch_size: int = 32
+    max_delay: float = 0.002
+    batch_sizes: tuple[int, ...] = ()
+    max_queue: int = 1000
+    max_queue_bytes: int = 512 << 20
+    timeout: float = 30.0
+    batch_timeout: float = 60.0
+    load_timeout: float = 600.0
+
+    def __post_init__(self):
+        _require(self.mode in MODES, "mode", self.mode, f"be one of {', '.join(MODES)}")
+        for name in ("size", "max_batch_size", "max_queue", "max_queue_bytes"):
+            value = getattr(self, name)
+            _require(_is_whole(value) and value >= 1, name, value, "be a whole number, 1 or more")
+        _require(0 <= self.max_delay < float("inf"), "max_delay", self.max_delay, "be 0 seconds or more")
+        for name in ("timeout", "batch_timeout", "load_timeout"):
+            value = getattr(self, name)
+            _require(0 < value < float("inf"), name, value, "be more than 0 seconds")
+        sizes = self.batch_sizes
+        rising = all(_is_whole(size) and size >= 1 for size in sizes) and list(sizes) == sorted(set(sizes))
+        _require(rising, "batch_sizes", sizes, "be whole numbers, 1 or more, each larger than the last")
+        _require(
+            not sizes or sizes[-1] == self.max_batch_size,
+            "batch_sizes",
+            sizes,
+            f"end with max_batch_size, {self.max_batch_size}",
+        )
+        pipeline = self.mode == "pipeline"
+        _require(not pipeline or self.size >= 2, "mode", self.mode, "have 2 ranks or more for a pipeline")
+
+
+def _is_whole(value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _require(ok, name, value, rule):
+    if not ok:
+        raise ValueError(f"`{name}` must {rule}. Received: {name}={value!r}.")

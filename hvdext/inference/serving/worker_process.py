@@ -1,0 +1,95 @@
+"""The process of a worker: `python -m hvdext.inference.serving.worker_process`, started by a supervisor.
+
+What it needs to know comes in the environment variable HVDEXT_SERVE_WORKER, as JSON: the arguments of
+others may be read by anyone on the host, their environment may not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from hvdext.inference.serving.handshake import Refused
+from hvdext.inference.serving.worker import Post, Worker
+
+VARIABLE = "HVDEXT_SERVE_WORKER"
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Runs the worker; returns the process's exit code."""
+    config = json.loads(os.environ.pop(VARIABLE))
+    _die_with(config["supervisor"])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the front
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    post = Post(**config["post"])
+    devices = _Devices(config["threads"], config["local_rank"])
+    try:
+        worker = Worker(post, devices.load)
+    except (ConnectionError, Refused) as error:
+        print(f"hvdext serve: rank {post.rank}: {error}", file=sys.stderr)
+        return 1
+
+    def pass_on():
+        # horovodrun, asked to end, signals its processes' children; the front must hear of it.
+        asked.wait()
+        worker.ask_to_end(f"rank {post.rank} got SIGTERM")
+
+    threading.Thread(target=pass_on, name="hvdext-sigterm", daemon=True).start()
+    worker.run()
+    return 0
+
+
+class _Devices:
+    """Sets TensorFlow up when the first model is loaded: until then the worker needs none.
+
+    Args:
+        threads: for one operation.
+        local_rank: which of the host's GPUs, where there are several.
+    """
+
+    def __init__(self, threads: int, local_rank: int):
+        self._threads = threads
+        self._local_rank = local_rank
+        self._ready = False
+
+    def load(self, path: Path, stage: int | None, stages: int) -> Any:
+        """`served_model.load`."""
+        if not self._ready:
+            self._set_up()
+            self._ready = True
+        from hvdext.inference.serving import served_model
+
+        return served_model.load(path, stage=stage, stages=stages)
+
+    def _set_up(self):
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(self._threads)
+        tf.config.threading.set_inter_op_parallelism_threads(self._threads)
+        gpus = tf.config.list_physical_devices("GPU")
+        if gpus:
+            mine = gpus[self._local_rank % len(gpus)]
+            tf.config.set_visible_devices(mine, "GPU")
+            tf.config.experimental.set_memory_growth(mine, True)
+
+
+def _die_with(supervisor: int) -> None:
+    """Has the kernel kill this process when its supervisor ends, however that happens."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != supervisor:  # it was quicker
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # without waiting for a batch that nobody wants any more
