@@ -177,7 +177,7 @@ def _v2_paths(described: _Described, signatures: dict[str, Signature]) -> dict[s
             "parameters": {
                 "type": ["object", "null"],
                 "properties": {
-                    "version": {"type": "integer", "minimum": 1},
+                    "version": {"type": ["integer", "null"], "minimum": 1},
                     "unload_dependents": {"type": "boolean"},
                 },
                 "additionalProperties": False,

@@ -54,7 +54,11 @@ def _value(spec: TensorSpec, base64: bool) -> Schema:
         return {"anyOf": [TEXT, encoded]} if base64 else TEXT
     if dtype.kind == "f":
         limits = np.finfo(dtype)
-        return {"type": "number", "minimum": float(limits.min), "maximum": float(limits.max)}
+        high = float(limits.max)
+        if dtype.itemsize == 8:
+            return {"type": "number", "minimum": -high, "maximum": high}
+        beyond = high + 2.0 ** (limits.maxexp - limits.nmant - 2)  # from here on it rounds to infinity
+        return {"type": "number", "exclusiveMinimum": -beyond, "exclusiveMaximum": beyond}
     whole = np.iinfo(dtype)
     return {"type": "integer", "minimum": int(whole.min), "maximum": int(whole.max)}
 
@@ -77,14 +81,17 @@ def infer_request(signature: Signature) -> Schema:
         "type": ["object", "null"],
         "properties": {
             "timeout": {
-                "type": "integer",
+                "type": ["integer", "null"],
                 "minimum": 0,
                 "description": "Microseconds the request may take; 0: the server's own limit.",
             },
-            "binary_data_output": {"type": "boolean", "description": "All outputs in binary."},
+            "binary_data_output": {"type": ["boolean", "null"], "description": "All outputs in binary."},
         },
     }
-    output_parameters = {"type": ["object", "null"], "properties": {"binary_data": {"type": "boolean"}}}
+    output_parameters = {
+        "type": ["object", "null"],
+        "properties": {"binary_data": {"type": ["boolean", "null"]}},
+    }
     output = object_of({"name": {"type": "string", "enum": names}}, {"parameters": output_parameters})
     inputs = list_of(any_of(map(_input, signature.inputs)), len(signature.inputs))
     return object_of(

@@ -94,7 +94,7 @@ def from_values(values: list, shape: Sequence[int], spec: TensorSpec, label: str
     """An array of the input's dtype.
 
     Args:
-        values: flat, row major, as JSON was read; `bytes` are taken for BYTES as well.
+        values: flat, row major, as JSON was read, one or more; `bytes` are taken for BYTES as well.
         shape: lengths whose product is the number of values.
         spec: the input's.
         label: what it is, for messages.
@@ -123,22 +123,22 @@ def _narrowed(values: list, dtype: np.dtype, spec: TensorSpec, label: str) -> np
     if dtype.kind == "b":
         return np.array(values, dtype)
     if dtype.kind == "f":
-        wide = np.array(values, np.float64)
         with np.errstate(over="ignore"):
-            narrow = wide.astype(dtype)
-        fits = bool(np.isfinite(narrow).all())
+            narrow = np.array(values, np.float64).astype(dtype)  # rounds; infinite beyond the range
+        finite = np.isfinite(narrow)
+        if finite.all():
+            return narrow
         low, high = float(np.finfo(dtype).min), float(np.finfo(dtype).max)
+        wrong = values[int(finite.argmin())]
     else:
         low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
-        fits = not values or (low <= min(values) and max(values) <= high)
-        narrow = np.array(values, dtype) if fits else np.empty(0, dtype)
-    if not fits:
-        first = next(value for value in values if not low <= value <= high)
-        raise InvalidRequest(
-            f"The data of {label} must lie in the range of {spec.datatype}, {low} to {high}. "
-            f"Received: {short(first)}."
-        )
-    return narrow
+        if low <= min(values) and max(values) <= high:
+            return np.array(values, dtype)
+        wrong = next(value for value in values if not low <= value <= high)
+    raise InvalidRequest(
+        f"The data of {label} must lie in the range of {spec.datatype}, {low} to {high}. "
+        f"Received: {short(wrong)}."
+    )
 
 
 def check_shape(shape: Sequence[int], spec: TensorSpec, label: str) -> None:

@@ -170,6 +170,20 @@ def test_the_description_has_every_route_and_the_models(client):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("datatype", "largest", "beyond"), [("FP16", 65519.99, 65520), ("FP32", 3.4028235e38, 3.4028236e38)]
+)
+def test_the_description_knows_where_numbers_leave_their_datatype(datatype, largest, beyond):
+    client = TestClient(make_app(FakeService({("echo", 1): echo(datatype)})))
+    path = "/v1/models/{model}:predict"
+    body = client.get("/openapi.json").json()["paths"][path]["post"]["requestBody"]["content"]
+    text = json.dumps(body["application/json"]["schema"])
+    limit = float(re.search(r'"exclusiveMaximum": ([^,}]*)', text)[1])
+    assert largest < limit <= beyond
+    for value, status in ((largest, 200), (limit, 400)):
+        assert client.post("/v1/models/echo:predict", json={"instances": [[value]]}).status_code == status
+
+
 def test_the_description_speaks_of_keys_where_there_are_some():
     client = TestClient(make_app(FakeService(), api_keys=["k" * 20]))
     document = client.get("/openapi.json", headers={"X-API-Key": "k" * 20}).json()

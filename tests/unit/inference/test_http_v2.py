@@ -85,6 +85,7 @@ def test_the_timeout_is_in_microseconds(client, service):
         ("INT64", [-(2**63), 2**63 - 1]),
         ("FP16", [-65504, 0.5]),
         ("FP32", [-1.5, 0.1]),
+        ("FP32", [-3.4028235e38, 3.4028235e38]),  # the largest as NumPy prints it: a little beyond itself
         ("FP64", [1e300, 0.1]),
         ("BYTES", ["", "ü\n\u0000"]),
     ],
