@@ -1,0 +1,343 @@
+"""What can be predicted: batches by number, the same on every rank, of which each reads its own."""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from hvdext.background import Background
+from hvdext.data.checks import require_int
+from hvdext.inference.records import Records
+from hvdext.inference.rounds import evenly
+from hvdext.inference.rows import NpyFolderRows, Rows, as_tensor, batch_spec, row_count, rows_of
+
+DEFAULT_BATCH_SIZE = 32  # as in Keras
+_SAMPLES = 16  # rows by which arrays are told apart
+_END = object()
+
+
+class Source(abc.ABC):
+    """Batches in their order, each in the form in which Keras hands it to a model's step.
+
+    Attributes:
+        batches: how many; None: not known.
+        rows: how many; None: not known.
+        seen: batches that `share` has gone through to find its own; 0 where it need not look.
+    """
+
+    batches: int | None = None
+    rows: int | None = None
+    seen: int = 0
+
+    @abc.abstractmethod
+    def read(self, start: int, stop: int) -> Iterator[tuple[Any, int]]:
+        """Batches `start` to `stop` - 1 with their numbers of rows, or as many of them as there are.
+
+        Calls come with growing `start`, and never go back.
+        """
+
+    def share(self, rank: int, size: int) -> Iterator[tuple[Any, int]]:
+        """This rank's share of all batches, whatever their order."""
+        assert self.batches is not None
+        run = evenly(0, self.batches, size)[rank]
+        return self.read(run.start, run.stop)
+
+    def ends_at(self, count: int) -> bool:
+        """Whether there are `count` batches, neither more nor less; where `batches` does not say it."""
+        return self.batches == count
+
+    @abc.abstractmethod
+    def spec(self) -> Any:
+        """The type of a batch; None if it cannot be known without one."""
+
+    @abc.abstractmethod
+    def facts(self) -> dict[str, object]:
+        """What all ranks must have alike, and a later run that goes on with this one."""
+
+
+class RowSource(Source):
+    """Arrays and folders of `.npy` files."""
+
+    def __init__(self, x: Any, y: Any, sample_weight: Any, batch_size: int):
+        parts = [rows_of("x", x)]
+        if y is not None:
+            parts.append(rows_of("y", y))
+        if sample_weight is not None:
+            weights = rows_of("sample_weight", sample_weight)
+            if isinstance(weights, Rows) and keras.tree.is_nested(parts[1]):
+                weights = keras.tree.map_structure(lambda _: weights, parts[1])  # one for all outputs
+            parts.append(weights)
+        self._parts = parts
+        self._batch_size = batch_size
+        leaves = [leaf for leaf in keras.tree.flatten(parts) if leaf is not None]
+        counts = sorted({leaf.count for leaf in leaves})
+        if len(counts) != 1:
+            names = [
+                name
+                for name, part in (("x", x), ("y", y), ("sample_weight", sample_weight))
+                if part is not None
+            ]
+            raise ValueError(
+                f"The arrays of {_listed(names)} must have equally many rows. Received: {counts}."
+            )
+        self.rows = counts[0]
+        self.batches = math.ceil(self.rows / batch_size)
+        self._is_on_disk = any(isinstance(leaf, NpyFolderRows) for leaf in leaves)
+
+    def read(self, start: int, stop: int) -> Iterator[tuple[Any, int]]:
+        """As in `Source`."""
+        batches = map(self._batch, range(start, stop))
+        return read_ahead(batches) if self._is_on_disk else batches
+
+    def spec(self) -> Any:
+        """As in `Source`."""
+        return self._mapped(lambda leaf: leaf.spec)
+
+    def facts(self) -> dict[str, object]:
+        """As in `Source`."""
+        assert self.rows is not None
+        sampled = np.unique(np.linspace(0, max(self.rows - 1, 0), _SAMPLES).astype(int))[: self.rows]
+        tensors = [self._mapped(lambda leaf, i=int(i): leaf.read(i, i + 1)) for i in sampled]
+        return {
+            "batch_size": self._batch_size,
+            "rows": self.rows,
+            "type of a batch": str(self.spec()),
+            f"SHA-256 of {len(sampled)} rows": fingerprint(tensors),
+        }
+
+    def _batch(self, number):
+        begin = number * self._batch_size
+        end = min(begin + self._batch_size, self.rows)
+        return self._mapped(lambda leaf: leaf.read(begin, end)), end - begin
+
+    def _mapped(self, function):
+        """The data of a step, packed as Keras does: `x` alone, unless it looks like `(x, y)`."""
+        parts = [
+            keras.tree.map_structure(lambda leaf: leaf if leaf is None else function(leaf), p)
+            for p in self._parts
+        ]
+        return parts[0] if len(parts) == 1 and not isinstance(parts[0], tuple) else tuple(parts)
+
+
+class DatasetSource(Source):
+    """A `tf.data.Dataset` of batches: every rank goes through all of it and keeps its own.
+
+    Args:
+        dataset: of batches, the same on every rank.
+        spec: the type of a batch after `convert`; None: that of the data set's elements.
+        convert: what makes a batch of an element; only done for batches of this rank.
+    """
+
+    def __init__(
+        self, dataset: tf.data.Dataset, spec: Any = None, convert: Callable[[Any], Any] | None = None
+    ):
+        count = int(dataset.cardinality())
+        if count == tf.data.INFINITE_CARDINALITY:
+            raise ValueError(
+                "`x` must come to an end: use x.take(batches). Received: an infinite tf.data.Dataset."
+            )
+        self.batches = None if count == tf.data.UNKNOWN_CARDINALITY else count
+        self._spec = dataset.element_spec if spec is None else spec
+        if any(leaf.shape.rank == 0 for leaf in tf.nest.flatten(self._spec)):
+            raise ValueError(
+                "`x` must be a tf.data.Dataset of batches: use x.batch(batch_size). "
+                f"Received: one whose elements hold scalars, {self._spec}."
+            )
+        self._convert = convert or (lambda element: element)
+        self._elements = iter(dataset)
+        self._position = 0
+        self._first = next(self._elements, _END)
+
+    def read(self, start: int, stop: int) -> Iterator[tuple[Any, int]]:
+        """As in `Source`."""
+        while self._position < stop and (element := self._next()) is not _END:
+            if self._position > start:
+                yield self._batch(element)
+
+    def share(self, rank: int, size: int) -> Iterator[tuple[Any, int]]:
+        """As in `Source`."""
+        while (element := self._next()) is not _END:
+            if (self._position - 1) % size == rank:
+                yield self._batch(element)
+        self.seen = self._position
+
+    def ends_at(self, count: int) -> bool:
+        """As in `Source`."""
+        while self._position < count:
+            if self._next() is _END:
+                return False
+        return self._next() is _END
+
+    def spec(self) -> Any:
+        """As in `Source`."""
+        return self._spec
+
+    def facts(self) -> dict[str, object]:
+        """As in `Source`."""
+        first = "there is none" if self._first is _END else fingerprint(self._first)
+        return {
+            "batches": self.batches,
+            "type of a batch": str(self._spec),
+            "SHA-256 of the first batch": first,
+        }
+
+    def _next(self):
+        element = self._first if self._position == 0 else next(self._elements, _END)
+        if element is not _END:
+            self._position += 1
+        return element
+
+    def _batch(self, element):
+        batch = self._convert(element)
+        return batch, rows_in(batch)
+
+
+class PyDatasetSource(Source):
+    """A `keras.utils.PyDataset`: each rank asks for its own batches."""
+
+    def __init__(self, dataset: keras.utils.PyDataset):
+        if dataset.num_batches is None:
+            raise ValueError("`x` must come to an end. Received: a PyDataset whose `num_batches` is None.")
+        self._dataset = dataset
+        self.batches = int(dataset.num_batches)
+        self._first = self._load(0) if self.batches else None
+
+    def read(self, start: int, stop: int) -> Iterator[tuple[Any, int]]:
+        """As in `Source`."""
+        return read_ahead(map(self._batch, range(start, stop)))
+
+    def spec(self) -> Any:
+        """As in `Source`."""
+        if self._first is None:
+            return None
+        return keras.tree.map_structure(lambda leaf: leaf if leaf is None else batch_spec(leaf), self._first)
+
+    def facts(self) -> dict[str, object]:
+        """As in `Source`."""
+        first = "there is none" if self._first is None else fingerprint(self._first)
+        return {
+            "batches": self.batches,
+            "type of a batch": str(self.spec()),
+            "SHA-256 of the first batch": first,
+        }
+
+    def _batch(self, number):
+        batch = self._first if number == 0 else self._load(number)
+        return batch, rows_in(batch)
+
+    def _load(self, number):
+        batch = self._dataset[number]
+        if isinstance(batch, list):
+            batch = tuple(batch)
+        if not isinstance(batch, (tuple, dict)):
+            batch = (batch,)
+        # Keras' adapter takes types as they are.
+        return keras.tree.map_structure(_as_it_is, keras.tree.lists_to_tuples(batch))
+
+
+def make_source(
+    x: Any,
+    y: Any = None,
+    sample_weight: Any = None,
+    batch_size: int | None = None,
+    parse: Callable[[tf.Tensor], Any] | None = None,
+) -> Source:
+    """The batches of `x`; see `hvdext.predict` for what that may be.
+
+    Raises:
+        ValueError: if an argument breaks its rule.
+    """
+    if batch_size is not None:
+        require_int("batch_size", batch_size, 1)
+    is_folder = isinstance(x, (str, os.PathLike))
+    if parse is not None and not (is_folder and callable(parse)):
+        raise ValueError(
+            "`parse` must be a function, and goes with a folder of TFRecord files. "
+            f"Received: parse={parse!r} with x of type {type(x).__name__}."
+        )
+    if sample_weight is not None and y is None:
+        raise ValueError("`sample_weight` must come with `y`. Received: a sample_weight, and y=None.")
+    if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)) or parse is not None:
+        kind = "a folder of TFRecord files" if parse is not None else _kind(x)
+        for name, value in (("y", y), ("sample_weight", sample_weight)):
+            if value is not None:
+                raise ValueError(
+                    f"`{name}` must be None where `x` is {kind}, which holds it. "
+                    f"Received: a {type(value).__name__}."
+                )
+    if parse is not None:
+        records = Records(Path(x), parse, batch_size or DEFAULT_BATCH_SIZE)
+        return DatasetSource(records.raw, records.spec, records.parsed)
+    if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)):
+        if batch_size is not None:
+            raise ValueError(
+                f"`batch_size` must be None where `x` is {_kind(x)}, which has batches of its own. "
+                f"Received: batch_size={batch_size!r}."
+            )
+        return DatasetSource(x) if isinstance(x, tf.data.Dataset) else PyDatasetSource(x)
+    if is_folder:
+        _refuse_records(Path(x))
+    return RowSource(x, y, sample_weight, batch_size or DEFAULT_BATCH_SIZE)
+
+
+def read_ahead(batches: Iterable) -> Iterator:
+    """The same batches; a thread fetches the next one while the caller has this one."""
+    iterator = iter(batches)
+    reader = Background("hvdext-reader")
+    try:
+        upcoming = reader.submit(next, iterator, _END)
+        while (batch := upcoming.result()) is not _END:
+            upcoming = reader.submit(next, iterator, _END)
+            yield batch
+    finally:
+        reader.stop()
+
+
+def rows_in(batch: Any) -> int:
+    """The number of rows of a batch, by the first input that it has."""
+    x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
+    return row_count(next(leaf for leaf in keras.tree.flatten(x) if leaf is not None))
+
+
+def fingerprint(tensors: Any) -> str:
+    """The beginning of the SHA-256 of all numbers and texts in a structure of tensors."""
+    found = hashlib.sha256()
+    for tensor in tf.nest.flatten(keras.tree.flatten(tensors), expand_composites=True):
+        if tensor is None:
+            continue
+        array = np.asarray(tensor)
+        found.update(f"{array.dtype.name} {array.shape};".encode())
+        found.update(repr(array.tolist()).encode() if array.dtype == object else array.tobytes())
+    return found.hexdigest()[:16]
+
+
+def _as_it_is(leaf):
+    if leaf is None or tf.is_tensor(leaf):
+        return leaf
+    array = np.asarray(leaf)
+    return as_tensor(array) if array.dtype == object else tf.convert_to_tensor(array)
+
+
+def _refuse_records(folder):
+    if folder.is_dir() and not any(folder.rglob("*.npy")) and any(folder.glob("*.tfrecord*")):
+        raise ValueError(
+            "`parse` must be given for a folder of TFRecord files. "
+            f"Received: parse=None with {str(folder)!r}."
+        )
+
+
+def _kind(x):
+    return "a tf.data.Dataset" if isinstance(x, tf.data.Dataset) else "a PyDataset"
+
+
+def _listed(names):
+    return ", ".join(f"`{name}`" for name in names)
