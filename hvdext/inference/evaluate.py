@@ -15,7 +15,7 @@ from hvdext.data.checks import require_choice
 from hvdext.inference.predict import VERBOSE
 from hvdext.inference.preparing import prepare
 from hvdext.inference.progress import Progress
-from hvdext.inference.sources import Source, make_source
+from hvdext.inference.sources import Source, make_source, order_problem
 
 
 @suggests_keywords
@@ -79,20 +79,23 @@ def evaluate(
             names = _in_keras_order(model, logs)
     except Exception as error:
         problem, cause = f"rank {comm.rank}: {type(error).__name__}: {error}", error
-    mine = (share.facts(), names, problem, source.seen)
+    mine = (share.facts(), names, problem, source.seen, list(source.landmarks))
     everyone = comm.allgather_object(mine, "hvdext.evaluate.shares")
-    problems = [found for _, _, found, _ in everyone if found is not None]
+    problems = [found for _, _, found, _, _ in everyone if found is not None]
     if problems:
         raise RuntimeError(f"hvd.evaluate has failed: {'; '.join(problems)}") from cause
-    seen = [count for _, _, _, count in everyone]
+    problem = order_problem([landmarks for *_, landmarks in everyone])
+    if problem is not None:
+        raise ValueError(problem)
+    seen = [count for _, _, _, count, _ in everyone]
     if len(set(seen)) > 1:
         raise ValueError(f"`x` must have the same batches on all ranks. Received, by rank: {seen} batches.")
-    results = combine(comm, [facts for facts, _, _, _ in everyone], share)
+    results = combine(comm, [facts for facts, *_ in everyone], share)
     if not results:
         raise ValueError("`x` must have at least one row. Received: none.")
     if return_dict:
         return dict(sorted(results.items()))  # as Keras does it
-    order = next(names for _, names, _, _ in everyone if names)
+    order = next(names for _, names, *_ in everyone if names)
     return [results[name] for name in order] if len(order) > 1 else results[order[0]]
 
 

@@ -20,7 +20,7 @@ from hvdext.comm import Communicator
 from hvdext.inference import values
 from hvdext.inference.parts import Part, Report, exchange
 from hvdext.inference.rounds import Pace, Run, next_runs
-from hvdext.inference.sources import Source
+from hvdext.inference.sources import Source, order_problem
 
 ROUND = "hvdext.predict.round"
 END = "hvdext.predict.end"
@@ -187,10 +187,11 @@ class Gathering:
         """What rank 0 could not write may only show after the last round."""
         mine = None if self._failure is None else self._failure[0]
         try:
-            everyone = self._comm.allgather_object(mine, END)
+            everyone = self._comm.allgather_object((mine, list(self._source.landmarks)), END)
         except Exception as lost:
             raise RankLost(str(lost)) from lost
-        self._raise_reported(everyone)
+        self._raise_reported([error for error, _ in everyone])
+        self._raise_reported([order_problem([landmarks for _, landmarks in everyone])])
 
     def _raise_reported(self, errors):
         errors = [error for error in errors if error is not None]

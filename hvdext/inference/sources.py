@@ -6,7 +6,7 @@ import abc
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,14 @@ class Source(abc.ABC):
         batches: how many; None: not known.
         rows: how many; None: not known.
         seen: batches that `share` has gone through to find its own; 0 where it need not look.
+        landmarks: fingerprints of batches 0, 1, 3, 7, 15, ..., as far as this rank has come; for sources that
+            ranks might go through in different orders.
     """
 
     batches: int | None = None
     rows: int | None = None
     seen: int = 0
+    landmarks: Sequence[str] = ()
 
     @abc.abstractmethod
     def read(self, start: int, stop: int) -> Iterator[tuple[Any, int]]:
@@ -156,6 +159,7 @@ class DatasetSource(Source):
         self._elements = iter(dataset)
         self._position = 0
         self._first = next(self._elements, _END)
+        self.landmarks: list[str] = []
 
     def read(self, start: int, stop: int) -> Iterator[tuple[Any, int]]:
         """As in `Source`."""
@@ -194,6 +198,8 @@ class DatasetSource(Source):
         element = self._first if self._position == 0 else next(self._elements, _END)
         if element is not _END:
             self._position += 1
+            if self._position & (self._position - 1) == 0:
+                self.landmarks.append(fingerprint(element))
         return element
 
     def _batch(self, element):
@@ -300,6 +306,21 @@ def read_ahead(batches: Iterable) -> Iterator:
             yield batch
     finally:
         reader.stop()
+
+
+def order_problem(everyone: Sequence[Sequence[str]]) -> str | None:
+    """What is wrong if the ranks' landmarks differ; None if nothing is.
+
+    Args:
+        everyone: the landmarks of each rank, in rank order.
+    """
+    for number, found in enumerate(zip(*everyone, strict=False)):
+        if len(set(found)) > 1:
+            return (
+                f"`x` must give the same batches on all ranks, in the same order; shuffles need a seed. "
+                f"Received: different batches {2**number - 1}."
+            )
+    return None
 
 
 def rows_in(batch: Any) -> int:

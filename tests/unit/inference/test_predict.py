@@ -163,6 +163,11 @@ def refused(ranks, call):
     return messages.pop()
 
 
+def same_first(rows):
+    """Batches in the order of `rows`, but for the first one."""
+    return dataset(np.zeros((BATCH, 6))).concatenate(dataset(rows))
+
+
 def endless(comm):
     return hvd.predict(small(), dataset(numbers()).repeat())
 
@@ -203,8 +208,12 @@ BAD_CALLS = {
     "rows": (lambda c: hvd.predict(small(), numbers(50 + c.rank)), "  rows: rank 0: 50; rank 1: 51"),
     "content": (lambda c: hvd.predict(small(), numbers() + c.rank), "  SHA-256 of 16 rows: rank 0"),
     "order": (
-        lambda c: hvd.predict(small(), dataset(numbers()).shuffle(50, seed=c.rank)),
+        lambda c: hvd.predict(small(), dataset(numbers()).shuffle(50, seed=c.rank + 2)),
         "SHA-256 of the first batch",
+    ),
+    "order, later": (
+        lambda c: hvd.predict(small(), same_first(numbers()[:: 1 - 2 * c.rank])),
+        "`x` must give the same batches on all ranks, in the same order",
     ),
     "one rank's argument": (
         lambda c: hvd.predict(small(), numbers(), 0 if c.rank else 8),
