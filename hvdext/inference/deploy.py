@@ -18,7 +18,7 @@ from hvdext.comm import Communicator, current
 from hvdext.inference import hosts
 from hvdext.inference.chain import hand_on, number_of_steps
 from hvdext.inference.failures import tell
-from hvdext.inference.manifest import Manifest, chunks, describe, kind_of
+from hvdext.inference.manifest import CHUNK_BYTES, Manifest, chunks, describe, kind_of
 from hvdext.inference.model_store import Store, Writer
 from hvdext.inference.saved_model import SavedModel
 
@@ -146,8 +146,8 @@ def _send(
 ) -> OSError | None:
     """Sends or receives the files; returns what went wrong on this rank, for which the others do not stop."""
     manifest, failed = source.manifest, list[OSError]()
-    parts = chunks(source.path, manifest)
-    steps = number_of_steps(chain, manifest.chunks())
+    parts, count = chunks(source.path, manifest, CHUNK_BYTES), manifest.chunks(CHUNK_BYTES)
+    steps = number_of_steps(chain, count)
     bar = keras.utils.Progbar(steps, unit_name="chunk") if verbose and comm.rank == 0 else None
 
     def next_chunk():
@@ -167,7 +167,7 @@ def _send(
 
     try:
         with writer or contextlib.nullcontext():
-            hand_on(comm, chain, manifest.chunks(), next_chunk, take, bar.update if bar else _nothing)
+            hand_on(comm, chain, count, next_chunk, take, bar.update if bar else _nothing)
             if failed:
                 raise failed[0]
     except OSError as failure:

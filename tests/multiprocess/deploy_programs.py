@@ -23,7 +23,7 @@ def _model():
 
 def _run(hvd):
     """Deployed twice in each form; what the models say, and the bytes that this rank has sent."""
-    from hvdext.inference import hosts
+    from hvdext.inference import deploy, hosts
 
     folder = Path(tempfile.mkdtemp())
     results = {}
@@ -36,8 +36,12 @@ def _run(hvd):
         model.export(folder / "exported", verbose=False)
         size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     try:
-        # With four ranks there are two on each host.
-        with mock.patch.object(hosts, "host_name", return_value=f"host {hvd.rank() * 2 // hvd.size()}"):
+        # Four ranks are on three hosts, two of them on the first.
+        host = f"host {hvd.rank() * 3 // 4 if hvd.size() == 4 else hvd.rank()}"
+        with (
+            mock.patch.object(hosts, "host_name", return_value=host),
+            mock.patch.object(deploy, "CHUNK_BYTES", 50_000),
+        ):
             for turn in range(2):
                 before = _bytes(hvd)
                 for name in ("model.keras", "model.weights.h5", "exported"):
@@ -74,7 +78,8 @@ def _check(ranks):
             for turn in range(2):
                 np.testing.assert_allclose(result[f"{name} {turn}"], says, atol=1e-5)
     sent = [(result["sent 0"], result["sent 1"]) for result in results]
-    assert sent == [(size if rank == ROOT else 0, 0) for rank in range(len(ranks))]
+    handed_on = {2: [0, size], 4: [0, size, size, 0]}[len(ranks)]  # along 1, 0; along 1, 2, 3
+    assert sent == [(bytes_, 0) for bytes_ in handed_on]
     (error,) = {result["error"] for result in results}
     assert error.startswith("rank 1 has no model to deploy:\n  rank 1: [Errno 2] There is no model")
 

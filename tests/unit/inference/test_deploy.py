@@ -38,9 +38,7 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def on_hosts(tmp_path, monkeypatch):
     """Calls `program(cache)` on ranks that are on the given hosts; each host has a cache of its own."""
-    monkeypatch.setattr("hvdext.inference.manifest.CHUNK_BYTES", 1000)
-    monkeypatch.setattr(Store.receive.__globals__["Manifest"].chunks, "__defaults__", (1000,))
-    monkeypatch.setattr(module.chunks, "__defaults__", (1000,))
+    monkeypatch.setattr(module, "CHUNK_BYTES", 1000)
 
     def run(names, program):
         monkeypatch.setattr(hosts, "host_name", lambda: names[current().rank])
@@ -202,15 +200,15 @@ def test_damage_on_the_way_is_told_to_all(saved, on_hosts, monkeypatch, where):
         monkeypatch.setattr(Writer, "write", broken)
     elif where == "a link":
 
-        def noisy(path, manifest, real=module.chunks):
-            for number, chunk in enumerate(real(path, manifest)):
+        def noisy(path, manifest, size, real=module.chunks):
+            for number, chunk in enumerate(real(path, manifest, size)):
                 yield chunk if number != 1 else bytes([chunk[0] ^ 4]) + chunk[1:]
 
         monkeypatch.setattr(module, "chunks", noisy)
     else:
 
-        def unreadable(path, manifest, real=module.chunks):
-            yield next(real(path, manifest))
+        def unreadable(path, manifest, size, real=module.chunks):
+            yield next(real(path, manifest, size))
             raise OSError(5, "Input/output error")
 
         monkeypatch.setattr(module, "chunks", unreadable)
