@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +38,24 @@ class Ended:
     output: str
     exit_code: int | None
     seconds: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """A launch that runs.
+
+    Attributes:
+        process: the launcher.
+        file: gets the output of all ranks.
+    """
+
+    process: subprocess.Popen
+    file: Path
+
+    @property
+    def output(self) -> str:
+        """What has been printed so far."""
+        return self.file.read_text()
 
 
 def launch(ranks: int, target: str, *, timeout: float, env: Mapping[str, str] | None = None) -> Ended:
@@ -88,6 +108,36 @@ def launch_elastic(hosts: Path, script: Path, *arguments: str, timeout: float) -
     }
     flags = [str(part) for option in options.items() for part in option]
     return _run([*_QUICK_HOROVODRUN, *flags, sys.executable, str(script), *arguments], 2, timeout, None)
+
+
+@contextlib.contextmanager
+def running(
+    ranks: int, *arguments: str, timeout: float, env: Mapping[str, str] | None = None
+) -> Iterator[Job]:
+    """Runs `python ARGUMENTS` on each of `ranks` ranks while the context lasts.
+
+    Args:
+        ranks: how many.
+        *arguments: for Python.
+        timeout: seconds, after which all processes are killed, so that whoever talks to them fails.
+        env: environment variables on top of this process's.
+    """
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | dict(env or {})
+    with tempfile.NamedTemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            [*_python_on(ranks), *arguments],
+            start_new_session=True,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        deadline = threading.Timer(timeout, _kill, [process])
+        deadline.start()
+        try:
+            yield Job(process, Path(output.name))
+        finally:
+            deadline.cancel()
+            _kill(process)
 
 
 def _python_on(ranks, launcher=_QUICK_HOROVODRUN):

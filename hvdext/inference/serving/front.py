@@ -22,6 +22,7 @@ import uvloop
 from hvdext.board import Board
 from hvdext.inference.serving import command, naming
 from hvdext.inference.serving.core import ServingCore
+from hvdext.inference.serving.draining import CloseWhenDraining
 from hvdext.inference.serving.service import ServiceError, State
 from hvdext.inference.serving.supervisor import Front
 
@@ -106,7 +107,7 @@ class _Front:
             allowed_hosts=_allowed_hosts(args),
         )
         config = uvicorn.Config(
-            app,
+            CloseWhenDraining(app, self._core),
             loop="none",
             http="httptools",
             log_level="warning",

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hvdext.inference.serving.worker import Post, Worker
 
 VARIABLE = "HVDEXT_SERVE_WORKER"
 _PR_SET_PDEATHSIG = 1
+_LINGER = 10.0  # seconds
 
 
 def main() -> int:
@@ -44,6 +46,10 @@ def main() -> int:
 
     threading.Thread(target=pass_on, name="hvdext-sigterm", daemon=True).start()
     worker.run()
+    if asked.is_set():
+        # horovodrun freezes a rank's process, and then kills it, as soon as its children are gone. So this
+        # one must not be the first to end; it dies with its supervisor.
+        time.sleep(_LINGER)
     return 0
 
 

@@ -1,0 +1,259 @@
+"""`hvdext serve` on two ranks, as users start it: right answers, also while ranks die and models change."""
+
+from __future__ import annotations
+
+import collections
+import http.client
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import psutil
+import pytest
+from launch import running
+
+pytestmark = pytest.mark.multiprocess
+
+_READY = 90.0  # seconds for two ranks to import TensorFlow and load
+
+
+def save(path, factor, layers=1):
+    """A model of `layers` layers, each of which multiplies by `factor` and adds 1; exact in float32."""
+    inputs = keras.Input((2,), name="x")
+    x = inputs
+    for number in range(layers):
+        dense = keras.layers.Dense(2, name=f"dense{number}")
+        x = dense(x)
+        dense.set_weights([np.eye(2, dtype=np.float32) * factor, np.ones(2, np.float32)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    keras.Model(inputs, x).save(path)
+
+
+class Server:
+    """A server that runs, and its client."""
+
+    def __init__(self, job, port):
+        self.job = job
+        self.port = port
+
+    def get(self, path, connection=None):
+        return self._ask("GET", path, None, connection)
+
+    def post(self, path, body, connection=None):
+        return self._ask("POST", path, json.dumps(body), connection)
+
+    def predict(self, *values, connection=None):
+        """The status and, for each value, the model's first output."""
+        body = {"instances": [[value, value] for value in values]}
+        status, answer = self.post("/v1/models/m:predict", body, connection)
+        return status, [row[0] for row in answer["predictions"]] if status == 200 else answer
+
+    def connect(self):
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+
+    def _ask(self, method, path, body, connection):
+        own = connection or self.connect()
+        try:
+            own.request(method, path, body, {"Content-Type": "application/json"})
+            response = own.getresponse()
+            text = response.read()
+            return response.status, json.loads(text) if text else None
+        finally:
+            if connection is None:
+                own.close()
+
+    def status(self):
+        return self.get("/status")[1]
+
+    def until(self, condition, seconds, what):
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                if condition():
+                    return
+            except OSError:
+                pass
+            assert time.monotonic() < end, f"not within {seconds} s: {what}\n{self.job.output}"
+            assert self.job.process.poll() is None, self.job.output
+            time.sleep(0.05)
+
+    def ready(self):
+        return self.get("/v2/health/ready")[0] == 200
+
+    def front(self):
+        return int(re.search(r"to drain and end: kill (\d+)", self.job.output).group(1))
+
+
+def serve(*arguments, timeout):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    arguments = ["-m", "hvdext.cli", "serve", *map(str, arguments), "--port", str(port)]
+    return running(2, *arguments, timeout=timeout), port
+
+
+class Clients:
+    """Threads that ask for ever other numbers; each keeps its connection.
+
+    Args:
+        server: whom they ask.
+        right: what may be answered to a number.
+        number: how many.
+        stop_at: the status after which a thread goes elsewhere.
+    """
+
+    def __init__(self, server, right, number=6, stop_at=None):
+        self._server, self._right, self._stop_at = server, right, stop_at
+        self._values = itertools.count(1)
+        self._end = threading.Event()
+        self.statuses = collections.Counter()
+        self.errors = []
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(number)]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc_info):
+        self._end.set()
+        for thread in self._threads:
+            thread.join(30)
+            assert not thread.is_alive(), "a request hangs"
+
+    def wait_for(self, answers):
+        """Until so many more requests have been answered by 200."""
+        goal = self.statuses[200] + answers
+        self._server.until(lambda: self.statuses[200] >= goal, 30, f"{answers} answers: {self.statuses}")
+
+    def _work(self):
+        connection = self._server.connect()
+        try:
+            while not self._end.is_set():
+                value = next(self._values)
+                status, answer = self._server.predict(value, connection=connection)
+                self.statuses[status] += 1
+                if status == 200:
+                    if answer not in [[right] for right in self._right(value)]:
+                        self.errors.append((value, answer))
+                elif status == self._stop_at:
+                    return
+                else:
+                    time.sleep(0.01)
+        except Exception as error:
+            self.errors.append(error)
+        finally:
+            connection.close()
+
+
+def test_replicas(tmp_path):
+    repository = tmp_path / "repository"
+    save(repository / "m" / "1" / "model.keras", 2)
+    launched, port = serve("--repository", repository, "--threads", 1, timeout=170)
+    with launched as job:
+        server = Server(job, port)
+        server.until(server.ready, _READY, "ready")
+        _answers_are_right(server, repository)
+        _a_killed_worker_comes_back(server)
+        _a_new_version_takes_over(server, repository)
+        _sigterm_loses_no_request(server)
+        assert job.process.wait(10) == 0, job.output
+        lines = [line for line in job.output.splitlines() if "<stdout>" in line]
+        assert all(line.startswith("[0]<stdout>:hvdext serve: ") for line in lines), job.output
+        assert any("m:1 (keras) on ranks 0, 1" in line for line in lines)
+
+
+def _answers_are_right(server, repository):
+    model = keras.models.load_model(repository / "m" / "1" / "model.keras")
+    rows = np.random.default_rng(0).normal(size=(70, 2)).astype(np.float32)
+    _, answer = server.post("/v1/models/m:predict", {"instances": rows.tolist()})
+    np.testing.assert_allclose(answer["predictions"], model.predict(rows, verbose=0), rtol=1e-6)
+    ranks = server.status()["ranks"]
+    assert [rank["state"] for rank in ranks] == ["ready", "ready"]
+    assert [rank["batches"] > 0 for rank in ranks] == [True, True]  # 70 rows are three batches
+    # Supervisors, the front among them, have no TensorFlow; idle ranks use no time.
+    front = psutil.Process(server.front())
+    family = [psutil.Process(rank["pid"]) for rank in ranks]
+    supervisors = [worker.parent() for worker in family]
+    assert front in supervisors
+    assert not any("tensorflow" in Path(f"/proc/{p.pid}/maps").read_text() for p in supervisors)
+    assert all("tensorflow" in Path(f"/proc/{p.pid}/maps").read_text() for p in family)
+    before = [sum(p.cpu_times()[:2]) for p in [*family, *supervisors]]
+    time.sleep(1)
+    after = [sum(p.cpu_times()[:2]) for p in [*family, *supervisors]]
+    assert max(b - a for a, b in zip(before, after, strict=True)) < 0.2
+
+
+def _a_killed_worker_comes_back(server):
+    with Clients(server, lambda value: [2 * value + 1]) as clients:
+        clients.wait_for(100)
+        victim = server.status()["ranks"][1]["pid"]
+        os.kill(victim, signal.SIGKILL)
+        clients.wait_for(100)  # from the other rank
+        assert server.status()["ranks"][1]["state"] != "ready"
+        server.until(lambda: server.status()["ranks"][1]["state"] == "ready", 60, "rank 1 is back")
+        before = server.status()["ranks"][1]["batches"]
+        server.until(lambda: server.status()["ranks"][1]["batches"] > before, 10, "rank 1 computes")
+    assert not clients.errors, clients.errors
+    # What it had is computed by the other rank, so not even those in flight need fail.
+    assert set(clients.statuses) == {200}
+    rank = server.status()["ranks"][1]
+    assert rank["restarts"] == 1
+    assert rank["pid"] != victim
+
+
+def _a_new_version_takes_over(server, repository):
+    save(repository / "m" / "2" / "model.keras", 3)
+    with Clients(server, lambda value: [2 * value + 1, 3 * value + 1]) as clients:
+        clients.wait_for(20)
+        status, answer = server.post("/v2/repository/models/m/load", {})
+        assert status == 200, answer
+        assert server.predict(10) == (200, [31])
+        clients.wait_for(20)
+    assert not clients.errors, clients.errors
+    assert set(clients.statuses) == {200}
+    assert server.post("/v1/models/m/versions/1:predict", {"instances": [[10, 10]]})[1] == {
+        "predictions": [[21, 21]]
+    }
+
+
+def _sigterm_loses_no_request(server):
+    with Clients(server, lambda value: [3 * value + 1], number=8, stop_at=503) as clients:
+        clients.wait_for(100)
+        os.kill(server.front(), signal.SIGTERM)
+        start = time.monotonic()
+        server.job.process.wait(20)
+    assert time.monotonic() - start < 10
+    assert not clients.errors, clients.errors
+    assert set(clients.statuses) == {200, 503}
+    assert clients.statuses[503] <= 8
+
+
+def test_pipeline(tmp_path):
+    save(tmp_path / "m.keras", 2, layers=4)
+    launched, port = serve(tmp_path / "m.keras", "--mode", "pipeline", "--threads", 1, timeout=170)
+    with launched as job:
+        server = Server(job, port)
+        server.until(server.ready, _READY, "ready")
+        assert server.predict(*range(40)) == (200, [16 * value + 15 for value in range(40)])
+        ranks = server.status()["ranks"]
+        assert ranks[0]["batches"] == ranks[1]["batches"] == 2
+        with Clients(server, lambda value: [16 * value + 15]) as clients:
+            clients.wait_for(50)
+            os.kill(ranks[1]["pid"], signal.SIGKILL)
+            server.until(lambda: clients.statuses[503] > 0, 10, "503 while a stage is missing")
+            server.until(server.ready, 60, "ready again")
+            clients.wait_for(50)
+        assert not clients.errors, clients.errors
+        assert set(clients.statuses) <= {200, 500, 503}
+        assert clients.statuses[500] <= 6  # those in flight
+        # horovodrun itself may be asked to end, too.
+        os.kill(job.process.pid, signal.SIGTERM)
+        assert job.process.wait(15) == 0, job.output
