@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ class Questions:
     """What is asked: rows to choose from, and what the model says of each.
 
     Attributes:
-        rows: float32, shape (n, width).
+        rows: float32, shape (n, ...).
         answers: float32, shape (n, outputs), of plain Keras.
     """
 
@@ -28,7 +29,7 @@ class Questions:
 
     def __post_init__(self):
         self._bodies = [row.tobytes() for row in self.rows]
-        inputs = [("id", "INT64", 1, 8), ("x", "FP32", self.rows.shape[1], 4)]
+        inputs = [("id", "INT64", (1, 1), 8), ("x", "FP32", (1, *self.rows.shape[1:]), 4)]
         self._header = json.dumps(
             {
                 "parameters": {"binary_data_output": True},
@@ -36,10 +37,10 @@ class Questions:
                     {
                         "name": name,
                         "datatype": datatype,
-                        "shape": [1, width],
-                        "parameters": {"binary_data_size": width * size},
+                        "shape": shape,
+                        "parameters": {"binary_data_size": math.prod(shape) * size},
                     }
-                    for name, datatype, width, size in inputs
+                    for name, datatype, shape, size in inputs
                 ],
             }
         ).encode()
@@ -65,20 +66,20 @@ class Outcome:
     """What became of the requests of one load.
 
     Attributes:
-        seconds: how long it lasted.
+        seconds: how long it lasted, to the last answer.
+        sending: until the last request was sent.
         statuses: how many requests ended with each HTTP status; 0: without an answer.
         wrong: ids of those with status 200 whose answer was another request's, or wrong.
         unhelpful: refusals without `Retry-After`.
         latencies: seconds of those with status 200.
-        lag: the most seconds that a request was sent later than it was due; open loads only.
     """
 
     seconds: float = 0.0
+    sending: float = 0.0
     statuses: Counter = field(default_factory=Counter)
     wrong: list[int] = field(default_factory=list)
     unhelpful: int = 0
     latencies: list[float] = field(default_factory=list)
-    lag: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -88,11 +89,11 @@ class Outcome:
     def add(self, other: Outcome) -> None:
         """Adds what came of another load of the same kind."""
         self.seconds += other.seconds
+        self.sending += other.sending
         self.statuses += other.statuses
         self.wrong += other.wrong
         self.unhelpful += other.unhelpful
         self.latencies += other.latencies
-        self.lag = max(self.lag, other.lag)
 
     def milliseconds(self, percent: float) -> float:
         """A percentile of the latency."""
@@ -173,6 +174,7 @@ async def closed_load(connections: list[Connection], seconds: float, first: int)
 
     async def client(connection):
         while time.perf_counter() < begin + seconds:
+            outcome.sending = time.perf_counter() - begin
             await connection.ask(next(numbers), outcome)
 
     await asyncio.gather(*map(client, connections))
@@ -194,10 +196,8 @@ async def open_load(connections: list[Connection], seconds: float, first: int, r
 
     async def client(connection):
         while (number := next(numbers)) < rate * seconds:
-            late = time.perf_counter() - (begin + number / rate)
-            if late < 0:
-                await asyncio.sleep(-late)
-            outcome.lag = max(outcome.lag, late)
+            await asyncio.sleep(begin + number / rate - time.perf_counter())
+            outcome.sending = time.perf_counter() - begin
             await connection.ask(first + number, outcome)
 
     await asyncio.gather(*map(client, connections))
