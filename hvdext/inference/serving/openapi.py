@@ -7,32 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from hvdext.inference.serving import examples
-from hvdext.inference.serving.openapi_schemas import (
-    ANSWERS,
+from hvdext.inference.serving.openapi_answers import ANSWERS
+from hvdext.inference.serving.openapi_operations import Operations, answer, body_of
+from hvdext.inference.serving.openapi_requests import (
     GENERIC_INFER_REQUEST,
     GENERIC_PREDICT_REQUEST,
-    TEXT,
-    Schema,
-    any_of,
     infer_request,
-    object_of,
     predict_request,
 )
+from hvdext.inference.serving.openapi_schemas import TEXT, Schema, object_of
 from hvdext.inference.serving.service import ModelVersion, Signature
 
 _MOST_EXAMPLE_VALUES = 1000  # larger inputs are not shown as an example
-_ERRORS = {
-    400: "The request does not fit the model or the protocol.",
-    401: "An API key is needed.",
-    403: "The host is not one of this server's, or a page of another site asks.",
-    404: "No model, or no version, of that name.",
-    408: "The body did not arrive in time.",
-    413: "The body is too large.",
-    415: "The body is of a kind or in an encoding that is not read.",
-    500: "The model failed on this request, or the rank that had it was lost.",
-    503: "No rank can answer now, the queue is full, or the server drains: try again after `Retry-After`.",
-    504: "The deadline of the request has passed.",
-}
 _BODY = (400, 408, 413, 415, 503)
 _V2, _TF, _SITE = "Open Inference Protocol v2", "TensorFlow Serving", "Server"
 
@@ -45,7 +31,7 @@ def document(versions: Sequence[ModelVersion], with_keys: bool) -> dict[str, Any
         with_keys: True if the server asks for a key.
     """
     signatures = _signatures(versions)
-    described = _Described(with_keys, sorted({version.name for version in versions}))
+    described = Operations(with_keys, sorted({version.name for version in versions}))
     security: list[dict] = [{"bearer": []}, {"header": []}] if with_keys else []
     return {
         "openapi": "3.1.0",
@@ -82,65 +68,6 @@ def _signatures(versions: Sequence[ModelVersion]) -> dict[str, Signature]:
     return found
 
 
-class _Described:
-    """Makes operations; knows what all of them share."""
-
-    def __init__(self, with_keys: bool, models: list[str]):
-        self._common = (401, 403) if with_keys else (403,)
-        schema: Schema = {"type": "string", "pattern": "^[^/:]+$"}
-        self._model = {"type": "string", "enum": models} if models else schema
-
-    def parameters(self, path: str) -> list[dict]:
-        found = []
-        if "{model}" in path:
-            found.append({"name": "model", "in": "path", "required": True, "schema": self._model})
-        if "{version}" in path:
-            version = {"type": "string", "pattern": "^[1-9][0-9]{0,8}$", "examples": ["1"]}
-            found.append({"name": "version", "in": "path", "required": True, "schema": version})
-        return found
-
-    def operation(
-        self,
-        tag: str,
-        summary: str,
-        answers: dict[int, dict],
-        errors: Sequence[int] = (),
-        free: bool = False,
-        **more: Any,
-    ) -> dict[str, Any]:
-        codes = sorted(
-            {*errors, *(code for code in self._common if not (free and code == 401))} - set(answers)
-        )
-        responses = {str(code): answer for code, answer in answers.items()}
-        responses.update((str(code), _error(code)) for code in codes)
-        operation = {"tags": [tag], "summary": summary, "responses": responses, **more}
-        return {**operation, "security": []} if free else operation
-
-
-def _error(code: int) -> dict[str, Any]:
-    found: dict[str, Any] = {"description": _ERRORS[code], **_json("Error")}
-    if code == 503:
-        found["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}}
-    if code == 401:
-        found["headers"] = {"WWW-Authenticate": {"schema": TEXT}}
-    return found
-
-
-def _json(name: str) -> dict[str, Any]:
-    return {"content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}}
-
-
-def _answer(name: str, description: str = "The answer.") -> dict[str, Any]:
-    return {"description": description, **_json(name)}
-
-
-def _body(schemas: list[Schema], example: dict[str, Any]) -> dict[str, Any]:
-    media: dict[str, Any] = {"schema": any_of(schemas)}
-    if example:
-        media["examples"] = example
-    return {"required": True, "content": {"application/json": media}}
-
-
 def _examples(signatures: dict[str, Signature], make: Any) -> dict[str, Any]:
     return {
         name: {"value": make(signature)}
@@ -149,16 +76,14 @@ def _examples(signatures: dict[str, Signature], make: Any) -> dict[str, Any]:
     }
 
 
-def _v2_paths(described: _Described, signatures: dict[str, Signature]) -> dict[str, Any]:
+def _v2_paths(described: Operations, signatures: dict[str, Signature]) -> dict[str, Any]:
     operation = described.operation
-    body = _body(
+    body = body_of(
         [infer_request(signature) for signature in signatures.values()] or [GENERIC_INFER_REQUEST],
         _examples(signatures, examples.v2_example),
     )
     binary: Schema = {"schema": {"type": "string", "format": "binary"}}
-    infer_answer = _answer(
-        "InferResponse", "In binary if an output was asked for so: JSON, then the tensors."
-    )
+    infer_answer = answer("InferResponse", "In binary if an output was asked for so: JSON, then the tensors.")
     infer_answer["content"]["application/octet-stream"] = binary
     infer_answer["headers"] = {
         "Inference-Header-Content-Length": {
@@ -188,15 +113,15 @@ def _v2_paths(described: _Described, signatures: dict[str, Signature]) -> dict[s
         "type": "object",
         "properties": {"parameters": {"type": ["object", "null"], "maxProperties": 0}},
     }
-    live = {200: _answer("Live", "It answers."), 503: _answer("Live", "It drains.")}
-    ready = {200: _answer("Ready", "All models are ready."), 503: _answer("Ready", "Not yet, or no more.")}
+    live = {200: answer("Live", "It answers."), 503: answer("Live", "It drains.")}
+    ready = {200: answer("Ready", "All models are ready."), 503: answer("Ready", "Not yet, or no more.")}
     paths: dict[str, Any] = {
-        "/v2": {"get": operation(_V2, "The server", {200: _answer("Server")})},
+        "/v2": {"get": operation(_V2, "The server", {200: answer("Server")})},
         "/v2/health/live": {"get": operation(_V2, "Does the server run?", live, free=True)},
         "/v2/health/ready": {"get": operation(_V2, "Can it answer for every model?", ready, free=True)},
     }
     for path in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
-        model_ready = {200: _answer("Ready", "It is."), 503: _answer("Ready", "It is not.")}
+        model_ready = {200: answer("Ready", "It is."), 503: answer("Ready", "It is not.")}
         infer = operation(
             _V2,
             "Infer",
@@ -206,9 +131,7 @@ def _v2_paths(described: _Described, signatures: dict[str, Signature]) -> dict[s
             requestBody=body,
         )
         of_model = {
-            path: operation(
-                _V2, "Inputs and outputs of a model", {200: _answer("ModelMetadata")}, (404, 503)
-            ),
+            path: operation(_V2, "Inputs and outputs of a model", {200: answer("ModelMetadata")}, (404, 503)),
             path + "/ready": operation(_V2, "Can a model answer?", model_ready, (404,)),
         }
         for inner, found in of_model.items():
@@ -219,11 +142,11 @@ def _v2_paths(described: _Described, signatures: dict[str, Signature]) -> dict[s
         "models/{model}/load": ("Load versions that are not loaded yet", "Done", load, (404, 500, *_BODY)),
         "models/{model}/unload": ("Unload a version, or all", "Done", unload, (404, 500, *_BODY)),
     }
-    for path, (summary, answer, schema, errors) in repository.items():
+    for path, (summary, name, schema, errors) in repository.items():
         post = operation(
             _V2,
             summary,
-            {200: _answer(answer)},
+            {200: answer(name)},
             errors,
             requestBody={"content": {"application/json": {"schema": schema}}},
         )
@@ -231,9 +154,9 @@ def _v2_paths(described: _Described, signatures: dict[str, Signature]) -> dict[s
     return paths
 
 
-def _tf_paths(described: _Described, signatures: dict[str, Signature]) -> dict[str, Any]:
+def _tf_paths(described: Operations, signatures: dict[str, Signature]) -> dict[str, Any]:
     operation = described.operation
-    body = _body(
+    body = body_of(
         [predict_request(signature) for signature in signatures.values()] or [GENERIC_PREDICT_REQUEST],
         _examples(signatures, examples.rows_example),
     )
@@ -241,16 +164,16 @@ def _tf_paths(described: _Described, signatures: dict[str, Signature]) -> dict[s
     for path in ("/v1/models/{model}", "/v1/models/{model}/versions/{version}"):
         parameters = described.parameters(path)
         errors = (404, 500, 504, *_BODY)
-        status = operation(_TF, "State of the versions", {200: _answer("TFStatus")}, (404,))
-        metadata = operation(_TF, "Inputs and outputs of a model", {200: _answer("TFMetadata")}, (404, 503))
-        predict = operation(_TF, "Predict", {200: _answer("PredictResponse")}, errors, requestBody=body)
+        status = operation(_TF, "State of the versions", {200: answer("TFStatus")}, (404,))
+        metadata = operation(_TF, "Inputs and outputs of a model", {200: answer("TFMetadata")}, (404, 503))
+        predict = operation(_TF, "Predict", {200: answer("PredictResponse")}, errors, requestBody=body)
         paths[path] = {"parameters": parameters, "get": status}
         paths[path + "/metadata"] = {"parameters": parameters, "get": metadata}
         paths[path + ":predict"] = {"parameters": parameters, "post": predict}
     return paths
 
 
-def _site_paths(described: _Described) -> dict[str, Any]:
+def _site_paths(described: Operations) -> dict[str, Any]:
     operation = described.operation
 
     def page(media_type: str, *others: str) -> dict[int, dict]:
@@ -273,7 +196,7 @@ def _site_paths(described: _Described) -> dict[str, Any]:
         "/openapi.json": {"get": operation(_SITE, "This description", this)},
         "/metrics": {"get": operation(_SITE, "Metrics for Prometheus", metrics)},
         "/status": {
-            "get": operation(_SITE, "Ranks, models, queue, rate and latency", {200: _answer("Status")})
+            "get": operation(_SITE, "Ranks, models, queue, rate and latency", {200: answer("Status")})
         },
     }
     example: Schema = object_of({"inputs": {"type": "array"}})

@@ -194,6 +194,17 @@ def test_the_description_speaks_of_keys_where_there_are_some():
     assert "401" not in live["responses"]
 
 
+@pytest.mark.parametrize("text", ["", "YQ==", "YWI=", "YWJj", "YWJjYQ=="])
+def test_the_description_takes_every_length_of_base_64(text):
+    client = TestClient(make_app(FakeService({("echo", 1): echo("BYTES")})))
+    found = json.dumps(client.get("/openapi.json").json()["paths"]["/v1/models/{model}:predict"])
+    pattern = json.loads(re.search(r'"b64": {"type": "string", "pattern": ("[^"]*")', found)[1])
+    assert re.search(pattern, text)
+    answer = client.post("/v1/models/echo:predict", json={"instances": [[{"b64": text}]]})
+    assert answer.status_code == 200
+    assert not re.search(pattern, "YQ=")
+
+
 def test_large_examples_stay_out_of_the_description():
     large = signature({"x": ("FP32", (None, 100, 100))}, {"y": ("FP32", (None, 1))}), None
     client = TestClient(make_app(FakeService({("large", 1): large, ("scale", 1): scale(2)})))
