@@ -44,6 +44,7 @@ OVERLOAD = 5  # times the rate that was reached
 QUEUE = 64  # requests; the overloaded server's limit
 SLICE_SECONDS = 5  # of one server's turn
 MEBIBYTE = 2**20
+QUIET = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}  # for TensorFlow
 
 
 def main():
@@ -72,6 +73,7 @@ def parse_arguments():
 
 def make_model(path: Path) -> Questions:
     """Writes the model; returns what to ask it."""
+    os.environ.update(QUIET)
     import keras
 
     keras.utils.set_random_seed(0)
@@ -173,7 +175,7 @@ class Server:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the server
         self._process = subprocess.Popen(
             [*command, *arguments],
-            env=os.environ | threads | {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"},
+            env=os.environ | threads | QUIET,
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -69,7 +69,7 @@ def deploy(
     comm = current()
     root = _check_arguments(comm, root_rank, model, custom_objects, compile, cache, verbose)
     source = _described(comm, root, path, model)
-    place = _delivered(comm, root, source, Store(cache), verbose)
+    place = _delivered(comm, root, source, cache, verbose)
     error, loaded = None, None
     try:
         loaded = _load(place, source.manifest.kind, model, custom_objects, compile)
@@ -118,7 +118,7 @@ def _described(comm: Communicator, root: int, path, model: keras.Model | None) -
     return comm.broadcast_object(source, root, "hvdext.deploy.manifest")
 
 
-def _delivered(comm: Communicator, root: int, source: _Source, store: Store, verbose: int) -> Path:
+def _delivered(comm: Communicator, root: int, source: _Source, cache, verbose: int) -> Path:
     """Brings the files to every host that lacks them; returns where they are on this one."""
     manifest = source.manifest
     leaders = hosts.leaders(comm.allgather_object(hosts.host_name(), "hvdext.deploy.hosts"), root)
@@ -126,9 +126,10 @@ def _delivered(comm: Communicator, root: int, source: _Source, store: Store, ver
     place, writer, error = Path(source.path), None, None
     try:
         if is_leader:
+            store = Store(cache)
             found = store.find(manifest)
             place, writer = store.path_of(manifest), None if found else store.receive(manifest)
-    except OSError as failure:
+    except (OSError, RuntimeError) as failure:  # a user may have no home
         error = failure
     tell(comm, error, f"{source.path} cannot be received", "hvdext.deploy.ready")
     everyone = comm.allgather_object((writer is not None, str(place)), "hvdext.deploy.places")
@@ -201,7 +202,7 @@ def _check_arguments(comm: Communicator, root_rank, model, custom_objects, compi
     facts = {
         "root_rank": root_rank,
         "model": None if model is None else type(model).__name__,
-        "custom_objects": sorted(custom_objects) if isinstance(custom_objects, Mapping) else custom_objects,
+        "custom_objects": sorted(map(str, custom_objects)) if isinstance(custom_objects, Mapping) else None,
         "compile": compile,
     }
     agreement.check(comm, "hvd.deploy", facts, problems[0] if problems else None)

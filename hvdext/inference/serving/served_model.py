@@ -102,7 +102,8 @@ def load(path: str | os.PathLike, stage: int | None = None, stages: int = 1) -> 
     """Loads a model that is to answer requests, and tries it on batches of one and two rows.
 
     Nothing in a `.keras` file is run (`safe_mode`). A SavedModel is a program for TensorFlow: serve only
-    those whose origin you trust.
+    those whose origin you trust. Tensors of float16 are FP16 to the outside; those of bfloat16, for which
+    neither NumPy nor JSON has a word, are FP32, which holds them exactly.
 
     Args:
         path: a `.keras` file, or the folder of a SavedModel with the signature `serving_default`.

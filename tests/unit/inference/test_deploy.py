@@ -188,6 +188,17 @@ def test_a_full_disk_is_told_to_all(saved, on_hosts, monkeypatch):
     assert "10 left" in text
 
 
+def test_a_user_without_a_cache_is_told_to_all(saved, on_hosts, monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("hvdext.inference.model_store.default_cache", homeless)
+    path = saved[0] / "model.keras"
+    kind, text = _errors(on_hosts, "ab", lambda comm, cache: deploy(path, verbose=0))
+    assert kind is RuntimeError
+    assert "rank 1: Could not determine home directory." in text
+
+
 @pytest.mark.parametrize("where", ["a link", "a disk", "the source"])
 def test_damage_on_the_way_is_told_to_all(saved, on_hosts, monkeypatch, where):
     path = saved[0] / "model.keras"
