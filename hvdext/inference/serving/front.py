@@ -110,6 +110,7 @@ class _Front:
             CloseWhenDraining(app, self._core),
             loop="none",
             http="httptools",
+            log_config=None,  # warnings and errors go to the standard error as they are
             log_level="warning",
             access_log=False,
             server_header=False,

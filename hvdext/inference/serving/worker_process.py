@@ -14,18 +14,22 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hvdext.inference.serving.handshake import Refused
-from hvdext.inference.serving.worker import Post, Worker
+from hvdext.inference.serving.worker import Load, Post, Worker
 
 VARIABLE = "HVDEXT_SERVE_WORKER"
 _PR_SET_PDEATHSIG = 1
 _LINGER = 10.0  # seconds
 
 
-def main() -> int:
-    """Runs the worker; returns the process's exit code."""
+def main(load: Load | None = None) -> int:
+    """Runs the worker; returns the process's exit code.
+
+    Args:
+        load: loads a model; default: `served_model.load`, with TensorFlow set up for this rank.
+    """
     config = json.loads(os.environ.pop(VARIABLE))
     _die_with(config["supervisor"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the front
@@ -34,7 +38,7 @@ def main() -> int:
     post = Post(**config["post"])
     devices = _Devices(config["threads"], config["local_rank"])
     try:
-        worker = Worker(post, devices.load)
+        worker = Worker(post, load or devices.load)
     except (ConnectionError, Refused) as error:
         print(f"hvdext serve: rank {post.rank}: {error}", file=sys.stderr)
         return 1
@@ -94,8 +98,12 @@ def _die_with(supervisor: int) -> None:
         os._exit(1)
 
 
-if __name__ == "__main__":
-    code = main()
+def end(code: int) -> NoReturn:
+    """Ends the process, without waiting for a batch that nobody wants any more."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # without waiting for a batch that nobody wants any more
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    end(main())

@@ -49,10 +49,11 @@ class Cluster:
         folder: for models and repository.
         load: what workers load models with; default: `Model()`.
         supervised: whether lost workers are started again.
+        on_end: called when a rank was asked to end.
         **settings: of `Settings`.
     """
 
-    def __init__(self, folder, load=None, supervised=False, **settings):
+    def __init__(self, folder, load=None, supervised=False, on_end=lambda reason: None, **settings):
         self.folder = folder
         self.settings = Settings(**{"max_delay": 0.005, "size": 2, "timeout": 10.0, **settings})
         self.notes = []
@@ -60,9 +61,11 @@ class Cluster:
         self.models = []  # as they were loaded
         self._load = load or (lambda path, stage, stages: Model())
         self._supervised = supervised
+        self._on_end = on_end
 
     async def __aenter__(self):
-        self.core = ServingCore(self.settings, TOKEN, self.folder / "repository", note=self.notes.append)
+        repository = self.folder / "repository"
+        self.core = ServingCore(self.settings, TOKEN, repository, self._on_end, self.notes.append)
         self.port = await self.core.start("127.0.0.1")
         for rank in range(self.settings.size):
             await asyncio.to_thread(self.start_rank, rank)
