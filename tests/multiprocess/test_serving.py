@@ -10,6 +10,9 @@ import os
 import re
 import signal
 import socket
+import ssl
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -18,31 +21,44 @@ import keras
 import numpy as np
 import psutil
 import pytest
+import serving_layers
 from launch import running
 
 pytestmark = pytest.mark.multiprocess
 
+_HERE = Path(__file__).parent
 _READY = 90.0  # seconds for two ranks to import TensorFlow and load
 
 
 def save(path, factor, layers=1):
-    """A model of `layers` layers, each of which multiplies by `factor` and adds 1; exact in float32."""
+    """A model that `layers` times multiplies by `factor` and adds 1; exact in float32."""
     inputs = keras.Input((2,), name="x")
     x = inputs
     for number in range(layers):
-        dense = keras.layers.Dense(2, name=f"dense{number}")
-        x = dense(x)
-        dense.set_weights([np.eye(2, dtype=np.float32) * factor, np.ones(2, np.float32)])
+        dense = keras.layers.Dense(2, use_bias=False, name=f"dense{number}")
+        x = serving_layers.PlusOne(name=f"plus{number}")(dense(x))
+        dense.set_weights([np.eye(2, dtype=np.float32) * factor])
     path.parent.mkdir(parents=True, exist_ok=True)
     keras.Model(inputs, x).save(path)
 
 
 class Server:
-    """A server that runs, and its client."""
+    """A server that runs, and its client.
 
-    def __init__(self, job, port):
+    Args:
+        job: what was launched.
+        port: of the server.
+        certificate: the server's file, to ask it by TLS; None: without.
+        key: for the API.
+    """
+
+    def __init__(self, job, port, certificate=None, key=None):
         self.job = job
         self.port = port
+        self.headers = {"Content-Type": "application/json"} | ({"X-API-Key": key} if key else {})
+        self._tls = None
+        if certificate:
+            self._tls = ssl.create_default_context(cafile=certificate)
 
     def get(self, path, connection=None):
         return self._ask("GET", path, None, connection)
@@ -57,12 +73,14 @@ class Server:
         return status, [row[0] for row in answer["predictions"]] if status == 200 else answer
 
     def connect(self):
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        if self._tls is None:
+            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        return http.client.HTTPSConnection("localhost", self.port, timeout=20, context=self._tls)
 
     def _ask(self, method, path, body, connection):
         own = connection or self.connect()
         try:
-            own.request(method, path, body, {"Content-Type": "application/json"})
+            own.request(method, path, body, self.headers)
             response = own.getresponse()
             text = response.read()
             return response.status, json.loads(text) if text else None
@@ -95,8 +113,10 @@ class Server:
 def serve(*arguments, timeout):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    arguments = ["-m", "hvdext.cli", "serve", *map(str, arguments), "--port", str(port)]
-    return running(2, *arguments, timeout=timeout), port
+    shared = ["--port", port, "--threads", 1, "--import", "serving_layers"]
+    arguments = ["-m", "hvdext.cli", "serve", *map(str, (*arguments, *shared))]
+    path = os.pathsep.join([str(_HERE), os.environ.get("PYTHONPATH", "")])
+    return running(2, *arguments, timeout=timeout, env={"PYTHONPATH": path}), port
 
 
 class Clients:
@@ -156,7 +176,7 @@ class Clients:
 def test_replicas(tmp_path):
     repository = tmp_path / "repository"
     save(repository / "m" / "1" / "model.keras", 2)
-    launched, port = serve("--repository", repository, "--threads", 1, timeout=170)
+    launched, port = serve("--repository", repository, timeout=170)
     with launched as job:
         server = Server(job, port)
         server.until(server.ready, _READY, "ready")
@@ -238,10 +258,22 @@ def _sigterm_loses_no_request(server):
 
 def test_pipeline(tmp_path):
     save(tmp_path / "m.keras", 2, layers=4)
-    launched, port = serve(tmp_path / "m.keras", "--mode", "pipeline", "--threads", 1, timeout=170)
+    key = tmp_path / "keys"
+    key.write_text("a key for these tests".replace(" ", "-"))
+    key.chmod(0o600)
+    certificate, private = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subject = "-subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    command = (
+        f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 {subject} -out {certificate} -keyout {private}"
+    )
+    subprocess.run(command.split(), check=True, capture_output=True, timeout=30)
+    tls = ["--tls-cert", certificate, "--tls-key", private, "--api-key-file", key]
+    launched, port = serve(tmp_path / "m.keras", "--mode", "pipeline", *tls, timeout=170)
     with launched as job:
-        server = Server(job, port)
+        stranger = Server(job, port, certificate)
+        server = Server(job, port, certificate, key.read_text())
         server.until(server.ready, _READY, "ready")
+        assert stranger.predict(1)[0] == 401
         assert server.predict(*range(40)) == (200, [16 * value + 15 for value in range(40)])
         ranks = server.status()["ranks"]
         assert ranks[0]["batches"] == ranks[1]["batches"] == 2
@@ -257,3 +289,32 @@ def test_pipeline(tmp_path):
         # horovodrun itself may be asked to end, too.
         os.kill(job.process.pid, signal.SIGTERM)
         assert job.process.wait(15) == 0, job.output
+
+
+def test_example(tmp_path):
+    """The script serves a saved model, asks it and ends by itself."""
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    model.save(tmp_path / "model.keras")
+    script = _HERE.parents[1] / "examples" / "serve.sh"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    launcher = f"{sys.executable} {_HERE / 'quick_horovodrun.py'}"
+    # Where `hvdext` is not installed from here, a file of that name runs this one.
+    (tmp_path / "hvdext").write_text(f'#!/bin/sh\nexec {sys.executable} -m hvdext.cli "$@"\n')
+    (tmp_path / "hvdext").chmod(0o755)
+    environment = {"HOROVODRUN": launcher, "PORT": str(port), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    ended = subprocess.run(
+        ["sh", script, tmp_path / "model.keras"],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    lines = ended.stdout.splitlines()
+    assert lines[0] == f"ready: http://localhost:{port}"
+    assert json.loads(lines[2])["inputs"][0]["shape"] == [-1, 8, 8, 1]
+    (output,) = json.loads(lines[4])["outputs"]
+    assert output["shape"] == [1, 10]
+    assert output["data"] == [0] * 10  # no pixels, and biases that were never trained
+    assert lines[-1] == "drained"

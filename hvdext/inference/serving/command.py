@@ -97,6 +97,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=int, metavar="N", help="of each rank's TensorFlow (default: cores / ranks per host)"
     )
     add(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import it first: it registers the models' own layers; may be repeated",
+    )
+    add(
         "--coordinator",
         metavar="HOST:PORT",
         help=f"where rank 0 listens for the others, without horovodrun; the secret is in ${TOKEN}",
@@ -216,7 +224,11 @@ def make_supervisor(job: Job, look_for_front):
         token="",
         pipeline=job.settings.mode == "pipeline",
     )
-    worker = {"threads": job.threads, "local_rank": job.place.local_rank}
+    worker = {
+        "threads": job.threads,
+        "local_rank": job.place.local_rank,
+        "modules": job.args.modules,
+    }
     patience = max(job.args.start_timeout, job.args.drain_seconds + 10)
     return Supervisor(post, look_for_front, worker, patience)
 

@@ -51,7 +51,7 @@ class Supervisor:
         post: the worker's, but for addresses and token.
         look_for_front: where the front is, None if that is not known yet; raises `FrontMissing` if it has
             given up.
-        worker: what a worker needs besides its post: "threads" and "local_rank".
+        worker: what a worker needs besides its post: "threads", "local_rank", "modules".
         patience: seconds that the front may be gone, or may take to end once this rank was asked to.
         command: what starts a worker.
     """

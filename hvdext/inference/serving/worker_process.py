@@ -7,12 +7,14 @@ others may be read by anyone on the host, their environment may not.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,9 +38,9 @@ def main(load: Load | None = None) -> int:
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     post = Post(**config["post"])
-    devices = _Devices(config["threads"], config["local_rank"])
+    loader = _Loader(config["threads"], config["local_rank"], config["modules"])
     try:
-        worker = Worker(post, load or devices.load)
+        worker = Worker(post, load or loader.load)
     except (ConnectionError, Refused) as error:
         print(f"hvdext serve: rank {post.rank}: {error}", file=sys.stderr)
         return 1
@@ -57,15 +59,17 @@ def main(load: Load | None = None) -> int:
     return 0
 
 
-class _Devices:
+class _Loader:
     """Sets TensorFlow up when the first model is loaded: until then the worker needs none.
 
     Args:
         threads: for one operation.
         local_rank: which of the host's GPUs, where there are several.
+        modules: register the models' own layers.
     """
 
-    def __init__(self, threads: int, local_rank: int):
+    def __init__(self, threads: int, local_rank: int, modules: Sequence[str]):
+        self._modules = modules
         self._threads = threads
         self._local_rank = local_rank
         self._ready = False
@@ -89,6 +93,9 @@ class _Devices:
             mine = gpus[self._local_rank % len(gpus)]
             tf.config.set_visible_devices(mine, "GPU")
             tf.config.experimental.set_memory_growth(mine, True)
+        sys.path.insert(0, os.getcwd())  # where the user's modules are
+        for module in self._modules:
+            importlib.import_module(module)
 
 
 def _die_with(supervisor: int) -> None:

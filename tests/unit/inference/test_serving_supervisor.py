@@ -20,7 +20,7 @@ from hvdext.inference.serving.supervisor import Front, FrontMissing, Supervisor
 from hvdext.inference.serving.worker import Post
 
 COMMAND = (sys.executable, str(Path(__file__).with_name("numpy_worker.py")))
-WORKER = {"threads": 1, "local_rank": 0}
+WORKER = {"threads": 1, "local_rank": 0, "modules": []}
 
 
 class Processes(Cluster):
