@@ -23,6 +23,7 @@ pytest.register_assert_rewrite(
     "exchange_programs",
     "overflow_programs",
     "pipeline_programs",
+    "predict_programs",
     "process_set_programs",
     "refusal_programs",
     "runtime_programs",

@@ -14,6 +14,7 @@ from hvdext.arguments import suggests_keywords
 from hvdext.comm import Communicator, current
 from hvdext.data.checks import require_choice
 from hvdext.inference.gathering import Gathering, PredictionFailed, RankLost
+from hvdext.inference.last_words import LastWords
 from hvdext.inference.output_folder import Done, OutputFolder
 from hvdext.inference.preparing import prepare, trace
 from hvdext.inference.progress import Progress
@@ -122,14 +123,21 @@ def _gather(comm, model, source, sink, done, output, verbose, everywhere):
         start=done.batches,
         show=lambda rows, batches: progress.update(done.rows + rows, done.batches + batches),
     )
-    try:
-        gathering.run()
-    except PredictionFailed as error:
-        state = _state(gathering, sink, done, source, output)
-        raise PredictionFailed(f"hvd.predict has failed: {error}. {state}") from (error.__cause__ or error)
-    except RankLost as error:
-        state = _state(gathering, sink, done, source, output)
-        raise RankLost(f"hvd.predict has lost a rank. {state} This rank was told: {error}") from error
+
+    def state():
+        return _state(gathering, sink, done, source, output)
+
+    with LastWords(lambda: f"hvd.predict is ended by SIGTERM. {state()}") as last:
+        try:
+            gathering.run()
+        except PredictionFailed as error:
+            raise PredictionFailed(f"hvd.predict has failed: {error}. {state()}") from (
+                error.__cause__ or error
+            )
+        except RankLost as error:
+            message = f"hvd.predict has lost a rank. {state()}"
+            last.say(message)
+            raise RankLost(f"{message} This rank was told: {error}") from error
     progress.finish(done.rows + gathering.rows)
 
 

@@ -24,6 +24,7 @@ TABLES = (
     "strategy_programs",
     "consensus_programs",
     "deploy_programs",
+    "predict_programs",
     "warmup_programs",
     "collective_programs",
     "drop_in_programs",

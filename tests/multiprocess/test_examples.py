@@ -4,6 +4,7 @@ import itertools
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from launch import HOROVODRUN, launch_script
 
@@ -200,3 +201,17 @@ def test_deploy():
             lines, rf"^{re.escape(name)}: test accuracy ([0-9.]+); images by rank \[180, 180\]"
         )
         assert accuracy > 0.8
+
+
+def test_batch_predict(tmp_path):
+    model, output = tmp_path / "model.keras", tmp_path / "predictions"
+    _lines_of("train.py", "--epochs", "2", "--output", str(tmp_path))
+    lines = _lines_of("batch_predict.py", "--model", str(model), "--output", str(output))
+    # 23 batches of 16; the one in the middle could not be read at first.
+    (row,) = _numbers(lines, r"interrupted: .*batch 11: OSError.* goes on from row (\d+)")
+    assert 0 < row <= 11 * 16
+    images, streamed = _numbers(lines, r"2 ranks: (\d+) images, test accuracy (\S+)")
+    (evaluated,) = _numbers(lines, r"by hvd.evaluate: test accuracy (\S+)")
+    assert images == 360
+    assert streamed == evaluated > 0.5
+    assert np.load(output / "predictions.npy").shape == (360, 10)

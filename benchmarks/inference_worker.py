@@ -1,0 +1,120 @@
+"""One rank of inference.py."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from measuring import peak_resident
+
+import hvdext as hvd
+from hvdext.comm import SoloComm, use
+
+BATCH = 128
+WIDTH = 4096  # numbers per row of the predictions that are streamed
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("measure", choices=["throughput", "memory"])
+    parser.add_argument("job", type=json.loads)
+    parser.add_argument("result", type=Path)
+    options = parser.parse_args()
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    hvd.init()
+    take_core(hvd.local_rank())
+    found = {"throughput": throughput, "memory": memory}[options.measure](**options.job)
+    if hvd.rank() == 0:
+        options.result.write_text(json.dumps(found))
+
+
+def throughput(rounds, rows):
+    """Rows/s of each kind and round."""
+    model = cnn()
+    images = np.random.default_rng(0).random((rows, 28, 28, 1), np.float32)
+    alone = SoloComm()
+
+    def on_one_rank():
+        with use(alone):
+            hvd.predict(model, images, BATCH, verbose=0)
+
+    kinds = {
+        "model.predict": (lambda: model.predict(images, BATCH, verbose=0), False),
+        "hvd.predict, 1 rank": (on_one_rank, False),
+        f"hvd.predict, {hvd.size()} ranks": (lambda: hvd.predict(model, images, BATCH, verbose=0), True),
+    }
+    found = {name: [] for name in kinds}
+    for number in range(rounds + 1):
+        for name, (action, is_shared) in kinds.items():
+            hvd.barrier()
+            start = time.perf_counter()
+            if is_shared or hvd.rank() == 0:
+                action()
+            seconds = time.perf_counter() - start
+            hvd.barrier()
+            if number:  # the first round compiles
+                found[name].append(rows / seconds)
+    return found
+
+
+def memory(gigabytes):
+    """What this rank holds before, and at the most beyond that."""
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(WIDTH)])
+    model.set_weights([np.random.default_rng(1).normal(size=w.shape) for w in model.get_weights()])
+    rows = int(gigabytes * 1e9) // (4 * WIDTH)
+    x = np.random.default_rng(2).random((rows, 8), np.float32)
+    hvd.predict(model, x[: 4 * BATCH], BATCH, verbose=0)
+    before = resident()
+    with tempfile.TemporaryDirectory() as mine:
+        folder = hvd.broadcast_object(mine)  # rank 0's, which alone writes
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        start = time.perf_counter()
+        predictions = hvd.predict(model, x, BATCH, output=Path(folder, "predictions"), verbose=0)
+        seconds = time.perf_counter() - start
+        peak = peak_resident()
+        size = predictions.nbytes if hvd.rank() == 0 else 0
+        del predictions
+    return {"before": before, "peak": peak - before, "bytes": size, "seconds": seconds}
+
+
+def cnn():
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Conv2D(16, 3, activation="relu"),
+            keras.layers.MaxPooling2D(),
+            keras.layers.Conv2D(32, 3, activation="relu"),
+            keras.layers.MaxPooling2D(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(512, activation="relu"),
+            keras.layers.Dense(10),
+        ]
+    )
+    generator = np.random.default_rng(0)
+    model.set_weights([generator.normal(scale=0.05, size=w.shape) for w in model.get_weights()])
+    return model
+
+
+def take_core(number):
+    """Keeps this process, all its threads, on one core, if there is one for each rank."""
+    cores = sorted(os.sched_getaffinity(0))
+    if number < len(cores) >= hvd.local_size():
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), {cores[number]})
+
+
+def resident():
+    """Bytes of memory that this process holds now."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in line]
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()
