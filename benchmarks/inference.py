@@ -7,12 +7,12 @@
 Each rank has one TensorFlow thread and, if there are as many, one core of its own.
 
 - throughput: rows/s of all ranks together over those of one, on a CNN of 420,042 parameters and random images
-  of 28x28, batch size 128. In each round, in the same processes: plain `model.predict` on rank 0, `hvd.predict`
-  on rank 0 alone, and `hvd.predict` on all ranks, the others resting meanwhile. A ratio is the median over
-  the rounds; the first round, which compiles, does not count.
-- memory: what rank 0 holds at the most, over what it held before, while 2 GB of predictions (4,096 numbers per
-  row) go to a file in a temporary folder, which is deleted afterwards. Before means: with the model, after a
-  first prediction. On one rank and on two.
+  of 28x28, batch size 128. In each round, in the same processes: plain `model.predict` on rank 0,
+  `hvd.predict` on rank 0 alone, and `hvd.predict` on all ranks, the others resting meanwhile. A ratio is the
+  median over the rounds; the first round, which compiles, does not count.
+- memory: what rank 0 holds at the most, over what it held before, while 2 GB of predictions (4,096 numbers
+  per row) go to a file in a temporary folder, which is deleted afterwards. Before means: with the model,
+  after a first prediction. On one rank and on two.
 """
 
 from __future__ import annotations
