@@ -179,7 +179,7 @@ class DatasetSource(Source):
         while self._position < count:
             if self._next() is _END:
                 return False
-        return self._next() is _END
+        return self._position == count and self._next() is _END  # a rank may have skipped more than there are
 
     def spec(self) -> Any:
         """As in `Source`."""

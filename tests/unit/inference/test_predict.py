@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import hvdext as hvd
+from hvdext.inference.sources import make_source
 from hvdext.testing import run_ranks
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -297,6 +298,15 @@ def test_a_lost_rank_is_reported():
     (message,) = messages
     assert "hvd.predict has lost a rank. Rows 0 to " in message
     assert "`output=` would have kept them" in message
+
+
+@pytest.mark.parametrize("run", [(0, 3), (9, 13), (12, 14), (18, 20)])
+def test_the_end_of_a_data_set(run):
+    """However far a rank has gone."""
+    for count, ends in ((10, False), (13, True), (14, False), (21, False)):
+        source = make_source(of_unknown_length(numbers(49)))  # 13 batches
+        assert len(list(source.read(*run))) == max(0, min(13, run[1]) - run[0])
+        assert source.ends_at(count) == ends
 
 
 def test_wrong_keyword():
