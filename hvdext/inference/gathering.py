@@ -24,6 +24,7 @@ from hvdext.inference.sources import Source, order_problem
 
 ROUND = "hvdext.predict.round"
 END = "hvdext.predict.end"
+KEPT = "hvdext.predict.kept"
 
 
 class Sink(Protocol):
@@ -199,10 +200,11 @@ class Gathering:
             self._give_up("; ".join(errors))
 
     def _give_up(self, text):
-        """Raises what all ranks raise, once nothing is on its way any more."""
-        for one in self._pending:
-            try:
+        """Raises what all ranks raise, once nothing is on its way and rank 0 has said what it keeps."""
+        try:
+            for one in self._pending:
                 one.result()
-            except Exception as lost:
-                raise RankLost(str(lost)) from lost
+            self.rows_kept = self._comm.broadcast_object(self._sink.rows_kept, 0, KEPT)
+        except Exception as lost:
+            raise RankLost(str(lost)) from lost
         raise PredictionFailed(text) from (self._failure[1] if self._failure else None)
