@@ -192,17 +192,17 @@ def _pins(pairs: Sequence[tuple[str, int]]) -> dict[str, int]:
 
 
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:
-    from hvdext.inference.serving import command
+    from hvdext.inference.serving import options
 
-    command.add_arguments(parser)
+    options.add_arguments(parser)
 
 
 def _run_serve(args: argparse.Namespace) -> int:
-    from hvdext.inference.serving import command
+    from hvdext.inference.serving import command, options
 
     try:
         return command.run(args)
-    except command.ServeError as error:
+    except options.ServeError as error:
         raise CommandError(error) from error
 
 

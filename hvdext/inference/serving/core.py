@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hvdext.inference import manifest
-from hvdext.inference.serving import naming
-from hvdext.inference.serving.batching import Request, Tensors, Waiting, make_request
+from hvdext.inference.serving.batching import Request, Tensors, make_request
+from hvdext.inference.serving.catalog import Catalog
 from hvdext.inference.serving.dispatcher import Dispatcher
-from hvdext.inference.serving.files import look_at
 from hvdext.inference.serving.lanes import Lane, lanes_of
 from hvdext.inference.serving.naming import Named
 from hvdext.inference.serving.ranks import Ranks
@@ -53,14 +50,13 @@ class ServingCore:
         note: Callable[[str], None] = lambda text: None,
     ):
         self._settings = settings
-        self._repository = repository
         self._note = note
         self._started = time.monotonic()
         self._draining = False
         self._open: set[Request] = set()
-        self._uids = itertools.count(1)
         self._change = asyncio.Event()
         self._registry = Registry()
+        self._catalog = Catalog(settings, self._registry, repository)
         self._lanes = lanes_of(settings.mode, settings.size)
         self._dispatcher = Dispatcher(settings, self._lanes, self._hangs, self._changed)
         self._rollout = Rollout(settings, self._registry, self._lanes, self._loaded, self._give_up, note)
@@ -71,7 +67,7 @@ class ServingCore:
             on_complete=self._rollout.lane_complete,
             on_lost=self._lost,
             on_end=on_end,
-            chunks=self._chunks,
+            chunks=self._catalog.chunks,
         )
 
     # -- its life ----------------------------------------------------------------------------------
@@ -157,7 +153,7 @@ class ServingCore:
 
     async def load(self, name: str) -> None:
         """Loads what the repository holds of the model and is not loaded yet; returns once it is ready."""
-        held = [model for model in await asyncio.to_thread(self._held) if model.name == name]
+        held = [model for model in await asyncio.to_thread(self._catalog.held) if model.name == name]
         if not held:
             raise UnknownModel(f"The name must be that of a model in the repository. Received: {name!r}.")
         try:
@@ -182,7 +178,7 @@ class ServingCore:
     def repository(self) -> list[tuple[str, int]]:
         """Names and versions that the repository holds, loaded or not; empty without a repository."""
         try:
-            return [(model.name, model.version) for model in self._held()]
+            return [(model.name, model.version) for model in self._catalog.held()]
         except (OSError, ValueError) as error:
             self._note(f"The repository cannot be read: {error}")
             return []
@@ -238,26 +234,14 @@ class ServingCore:
         Raises:
             OSError, ValueError: if one cannot be read, or is no model.
         """
-        models = list(models)
-        found = [await asyncio.to_thread(look_at, model.path) for model in models]
         versions = []
-        for model, (files, identity) in zip(models, found, strict=True):
-            if (model.name, model.version) in self._registry:
-                version = self._registry.find(model.name, model.version)
-                if version.state is not State.UNAVAILABLE or not version.failures:
-                    versions.append(version)
+        for version in await self._catalog.look_at(models):
+            if version.key in self._registry:
+                known = self._registry.find(*version.key)
+                if known.state is not State.UNAVAILABLE or not known.failures:
+                    versions.append(known)
                     continue
-                self._rollout.remove(version)
-            waiting = Waiting(self._settings.max_batch_size, self._settings.max_delay)
-            version = Version(
-                name=model.name,
-                number=model.version,
-                uid=next(self._uids),
-                path=model.path,
-                manifest=files,
-                identity=identity,
-                waiting=waiting,
-            )
+                self._rollout.remove(known)
             self._registry.add(version)
             versions.append(version)
             self._rollout.everywhere(version)
@@ -281,15 +265,6 @@ class ServingCore:
                 raise InvalidRequest(
                     f"{version.name}:{version.number} could not be loaded: {self._reason(version)}."
                 )
-
-    def _held(self) -> list[Named]:
-        return [] if self._repository is None else naming.in_repository(self._repository)
-
-    def _chunks(self, digest: str) -> Iterator[bytes]:
-        for version in self._registry:
-            if version.manifest.digest == digest:
-                return manifest.chunks(version.path, version.manifest)
-        raise LookupError("the front has no such model any more")
 
     # -- what happens to the ranks -----------------------------------------------------------------
 

@@ -20,14 +20,14 @@ import uvicorn
 import uvloop
 
 from hvdext.board import Board
-from hvdext.inference.serving import command, naming
+from hvdext.inference.serving import command, naming, options
 from hvdext.inference.serving.core import ServingCore
 from hvdext.inference.serving.draining import CloseWhenDraining
 from hvdext.inference.serving.service import ServiceError, State
 from hvdext.inference.serving.supervisor import Front
 
 if TYPE_CHECKING:
-    from hvdext.inference.serving.command import Job
+    from hvdext.inference.serving.options import Job
 
 # horovodrun, when it is asked to end, kills the ranks 5 s after it has signalled them.
 _LAUNCHER_SECONDS = 3.5
@@ -38,14 +38,14 @@ def lead(job: Job) -> int:
     """Runs the front until it is asked to end; returns the exit code.
 
     Raises:
-        command.ServeError: if it cannot start; the other ranks raise the same.
+        options.ServeError: if it cannot start; the other ranks raise the same.
     """
     try:
         return uvloop.run(_Front(job).run())
-    except (OSError, ValueError, ServiceError, command.ServeError) as error:
+    except (OSError, ValueError, ServiceError, options.ServeError) as error:
         if job.place.board is not None:
             Board(job.place.board, command.SCOPE).post("front", json.dumps({"error": str(error)}))
-        raise command.ServeError(error) from error
+        raise options.ServeError(error) from error
 
 
 class _Server(uvicorn.Server):
@@ -74,8 +74,8 @@ class _Front:
             held = naming.in_repository(repository)
             models += [model for model in held if (model.name, model.version) not in taken]
         listener = _listen(args.host, args.port)
-        meeting = command.where_front_listens(args)
-        token = os.environ[command.TOKEN] if meeting else secrets.token_hex(32)
+        meeting = options.where_front_listens(args)
+        token = os.environ[options.TOKEN] if meeting else secrets.token_hex(32)
         self._core = ServingCore(job.settings, token, repository, on_end=self._end_by_launcher, note=_note)
         versions = await self._core.add(models)
         self._server = self._make_server()
@@ -90,6 +90,7 @@ class _Front:
         await self._core.close(None if self._failure is None else str(self._failure))
         if self._failure is not None:
             raise self._failure
+        _say("hvdext serve: ended")
         return 0
 
     # -- what it starts with -----------------------------------------------------------------------
@@ -199,7 +200,7 @@ def own_addresses(interface: str | None) -> list[str]:
     found = psutil.net_if_addrs()
     ordered = sorted(found, key=lambda name: name != interface)
     addresses = [a.address for name in ordered for a in found[name] if a.family == socket.AF_INET]
-    return [address for address in addresses if not address.startswith("127.")]
+    return [address for address in addresses if not address.startswith("127.")] or ["127.0.0.1"]
 
 
 def _allowed_hosts(args):

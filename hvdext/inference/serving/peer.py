@@ -28,6 +28,7 @@ class Peer(asyncio.BufferedProtocol):
     Attributes:
         facts: who the caller says it is.
         host: the caller's address.
+        given_up: whether it was this side that ended the connection.
         on_frame: called with each frame.
         on_lost: called once with the reason, when the connection has ended.
     """
@@ -36,6 +37,7 @@ class Peer(asyncio.BufferedProtocol):
         self.facts: dict[str, Any] = {}
         self.on_frame: Callable[[Frame], None] = lambda frame: None
         self.on_lost: Callable[[str], None] = lambda reason: None
+        self.given_up = False
         self._token = token
         self._check = check
         self._arrived = arrived
@@ -53,6 +55,7 @@ class Peer(asyncio.BufferedProtocol):
         """Ends the connection at once."""
         if not self._transport.is_closing():
             self._reason = reason
+            self.given_up = True
             self._transport.abort()
 
     def connection_made(self, transport):

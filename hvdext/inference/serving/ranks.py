@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from hvdext.inference.serving.frames import Frame
 from hvdext.inference.serving.handshake import Refused
 from hvdext.inference.serving.lanes import Lane
 from hvdext.inference.serving.peer import Peer
+from hvdext.inference.serving.sending import send_chunks
 
 
 @dataclass(eq=False)
@@ -76,7 +75,6 @@ class Ranks:
         self._on_lost = on_lost
         self._on_end = on_end
         self._chunks = chunks
-        self._tasks: set[asyncio.Task] = set()
         self._left = asyncio.Event()
 
     def __getitem__(self, number: int) -> Rank:
@@ -113,8 +111,6 @@ class Ranks:
 
     def kill(self, rank: Rank, reason: str) -> None:
         """Gives a worker up; its supervisor kills the process and starts a new one."""
-        if rank.supervisor is not None:
-            rank.supervisor.send({"kind": "kill", "pid": rank.pid, "reason": reason})
         if rank.worker is not None:
             rank.worker.end(reason)
 
@@ -142,7 +138,7 @@ class Ranks:
 
     def _arrived(self, peer):
         if peer.facts["role"] == "fetch":
-            self._serve_chunks(peer)
+            send_chunks(peer, self._chunks)
         elif peer.facts["role"] == "supervisor":
             self._add_supervisor(self._ranks[peer.facts["rank"]], peer)
         else:
@@ -173,6 +169,8 @@ class Ranks:
         if rank.worker is not peer:
             return
         rank.worker = None
+        if peer.given_up and rank.supervisor is not None:  # it may hang, and would not end by itself
+            rank.supervisor.send({"kind": "kill", "pid": peer.facts["pid"]})
         rank.lane.drop(rank.number, reason)
         peer.end(reason)
         self._on_lost(rank.lane, f"rank {rank.number} was lost: {reason}")
@@ -203,33 +201,6 @@ class Ranks:
             lane.unlink(reason)
             self._on_lost(lane, reason)
             self._on_complete(lane)
-
-    # -- a model's bytes, to a host that has no file of it -------------------------------------------
-
-    def _serve_chunks(self, peer):
-        try:
-            chunks = self._chunks(peer.facts.get("digest"))
-        except LookupError as error:
-            peer.send({"kind": "failed", "error": str(error)})
-            return
-
-        async def send_next():
-            try:
-                chunk = await asyncio.to_thread(next, chunks, None)
-            except OSError as error:
-                peer.send({"kind": "failed", "error": str(error)})
-                return
-            if chunk is None:
-                peer.send({"kind": "end"})
-            else:
-                peer.send({"kind": "chunk"}, {"bytes": np.frombuffer(chunk, np.uint8)})
-
-        def on_frame(frame):  # one at a time, as the receiver asks for them: memory for one chunk
-            task = asyncio.ensure_future(send_next())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-        peer.on_frame = on_frame
 
     def status(self, is_ready: Callable[[Lane], bool]) -> list[dict[str, Any]]:
         """What `Service.status` tells of the ranks.

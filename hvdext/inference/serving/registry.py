@@ -139,7 +139,8 @@ class Registry:
         versions = [version for version in self if version.name == name]
         if not versions:
             names = sorted({name for name, _ in self._versions})
-            raise UnknownModel(f"The name must be that of a model: {', '.join(names)}. Received: {name!r}.")
+            known = ", ".join(names) or "there is none"
+            raise UnknownModel(f"The name must be that of a model: {known}. Received: {name!r}.")
         return versions
 
     def find(self, name: str, number: int | None = None) -> Version:

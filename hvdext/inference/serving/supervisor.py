@@ -52,7 +52,8 @@ class Supervisor:
         look_for_front: where the front is, None if that is not known yet; raises `FrontMissing` if it has
             given up.
         worker: what a worker needs besides its post: "threads", "local_rank", "modules".
-        patience: seconds that the front may be gone, or may take to end once this rank was asked to.
+        patience: seconds that the front may be gone.
+        end_seconds: that the front may take to end once this rank was asked to.
         command: what starts a worker.
     """
 
@@ -62,12 +63,14 @@ class Supervisor:
         look_for_front: Callable[[], Front | None],
         worker: Mapping[str, Any],
         patience: float,
+        end_seconds: float,
         command: tuple[str, ...] = (sys.executable, "-m", "hvdext.inference.serving.worker_process"),
     ):
         self._post = post
         self._look_for_front = look_for_front
         self._config = dict(worker)
         self._patience = patience
+        self._end_seconds = end_seconds
         self._command = command
         self._events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._process: subprocess.Popen | None = None
@@ -98,7 +101,7 @@ class Supervisor:
     def ask_to_end(self, reason: str) -> None:
         """Tells the front that this rank was asked to end. May be called in a signal handler."""
         if self._end_by is None:
-            self._end_by = time.monotonic() + self._patience
+            self._end_by = time.monotonic() + self._end_seconds
         self._events.put(("asked", reason))
 
     def _connect(self) -> tuple[Connection, Front] | None:

@@ -89,8 +89,8 @@ class Worker:
             tasks.append(self._accept_links)
         for task in tasks:
             threading.Thread(target=task, name=f"hvdext{task.__name__}", daemon=True).start()
-        self._front.wait_at_most(2 * SILENCE_SECONDS)  # the front pings more often
         with contextlib.suppress(OSError, FrameError):
+            self._front.wait_at_most(2 * SILENCE_SECONDS)  # the front pings more often
             while (frame := self._front.receive()) is not None:
                 self._handle(frame)
         self.close()

@@ -5,7 +5,7 @@ import argparse
 import pytest
 
 from hvdext import cli
-from hvdext.inference.serving import command
+from hvdext.inference.serving import command, options
 
 TWO = {"HOROVOD_RANK": "1", "HOROVOD_SIZE": "2", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"}
 BOARD = {"HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1", "HOROVOD_GLOO_RENDEZVOUS_PORT": "1"}
@@ -13,8 +13,8 @@ BOARD = {"HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1", "HOROVOD_GLOO_RENDEZVOUS_P
 
 def check(*arguments, environ=None):
     parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    return command.check(parser.parse_args(arguments), environ or {})
+    options.add_arguments(parser)
+    return options.check(parser.parse_args(arguments), environ or {})
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def check(*arguments, environ=None):
     ],
 )
 def test_arguments_are_checked(arguments, environ, message):
-    with pytest.raises(command.ServeError, match=message):
+    with pytest.raises(options.ServeError, match=message):
         check(*arguments, environ=environ)
 
 
@@ -52,8 +52,8 @@ def test_what_the_arguments_mean():
     assert job.settings.max_queue_bytes == 2 << 20
     assert (job.place.rank, job.settings.size, job.threads) == (1, 2, 3)
     assert check("m.keras", environ={"HVDEXT_SERVE_THREADS": "5"}).threads == 5
-    other = check("m.keras", "--coordinator", "host:99", environ=TWO | {command.TOKEN: "x" * 16})
-    assert command.where_front_listens(other.args) == ("host", 99)
+    other = check("m.keras", "--coordinator", "host:99", environ=TWO | {options.TOKEN: "x" * 16})
+    assert options.where_front_listens(other.args) == ("host", 99)
 
 
 @pytest.mark.parametrize(

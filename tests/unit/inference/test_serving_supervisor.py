@@ -14,6 +14,7 @@ import psutil
 import pytest
 from serving_ranks import TOKEN, Cluster
 
+from hvdext.inference.serving import peer
 from hvdext.inference.serving.core import ServingCore
 from hvdext.inference.serving.settings import Settings
 from hvdext.inference.serving.supervisor import Front, FrontMissing, Supervisor
@@ -30,7 +31,7 @@ class Processes(Cluster):
 
     def start_rank(self, rank, restarts=0):
         post = Post(rank, self.settings.size, (), "")
-        supervisor = Supervisor(post, self.look, WORKER, patience=5, command=COMMAND)
+        supervisor = Supervisor(post, self.look, WORKER, patience=5, end_seconds=5, command=COMMAND)
         self.ended = (*self.ended, threading.Event())
         threading.Thread(target=self._run, args=[supervisor, self.ended[-1]], daemon=True).start()
 
@@ -98,6 +99,20 @@ def test_a_frozen_worker_is_killed_and_started_again(tmp_path):
     serve(tmp_path, program, batch_timeout=0.3)
 
 
+def test_an_idle_worker_that_is_silent_is_started_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(peer, "PING_SECONDS", 0.1)
+    monkeypatch.setattr(peer, "SILENCE_SECONDS", 0.5)
+
+    async def program(cluster):
+        await asyncio.sleep(1)
+        assert [rank["restarts"] for rank in cluster.ranks()] == [0, 0]  # pings are answered
+        os.kill(cluster.ranks()[0]["pid"], signal.SIGSTOP)
+        await cluster.until(lambda: cluster.ranks()[0]["restarts"] == 1, 10)
+        assert any("rank 0 was lost: it has been silent for" in note for note in cluster.notes)
+
+    serve(tmp_path, program)
+
+
 def test_workers_end_with_their_supervisors_not_before(tmp_path):
     async def program(cluster):
         pids = [rank["pid"] for rank in cluster.ranks()]
@@ -140,7 +155,7 @@ def test_a_supervisor_does_not_wait_for_ever():
     post = Post(1, 2, (), "")
 
     def supervise(look, patience=0.2):
-        Supervisor(post, look, WORKER, patience).run()
+        Supervisor(post, look, WORKER, patience, 5).run()
 
     with pytest.raises(FrontMissing, match=r"rank 1 has not reached rank 0 within 0.2 s: it has not told"):
         supervise(lambda: None)
@@ -152,7 +167,7 @@ def test_a_supervisor_does_not_wait_for_ever():
 
     with pytest.raises(FrontMissing, match="no such model"):
         supervise(given_up, 60)
-    supervisor = Supervisor(post, lambda: None, WORKER, 60)
+    supervisor = Supervisor(post, lambda: None, WORKER, 60, 5)
     threading.Timer(0.1, supervisor.ask_to_end, ["SIGTERM"]).start()
     supervisor.run()  # asked to end before there was a front
 
@@ -162,7 +177,7 @@ def test_a_supervisor_of_another_job_is_refused(tmp_path):
         core = ServingCore(Settings(size=3), TOKEN)
         port = await core.start("127.0.0.1")
         front = Front((("127.0.0.1", port),), TOKEN)
-        supervisor = Supervisor(Post(1, 2, (), ""), lambda: front, WORKER, 5)
+        supervisor = Supervisor(Post(1, 2, (), ""), lambda: front, WORKER, 5, 5)
         with pytest.raises(FrontMissing, match=r"rank 0 refuses rank 1: .* as many ranks: 3. Received: 2"):
             await asyncio.to_thread(supervisor.run)
         await core.close(seconds=0.1)
