@@ -6,6 +6,7 @@ import sys
 import time
 
 _SECONDS_BETWEEN_LINES = 15.0  # where the screen is a file or a pipe, which only grows
+_SECONDS_BETWEEN_BARS = 0.1
 _WIDTH = 24  # of the bar, in characters
 
 
@@ -39,13 +40,12 @@ class Progress:
     def update(self, rows: int, batches: int) -> None:
         """So much is done, with what an earlier run has done."""
         now = time.monotonic()
-        if self._has_bar:
-            print(
-                f"\r\033[K{self.line(rows, batches, now - self._start)}", end="", file=sys.stderr, flush=True
-            )
-        elif self._is_shown and now - self._last >= _SECONDS_BETWEEN_LINES:
-            self._last = now
-            print(self.line(rows, batches, now - self._start), file=sys.stderr, flush=True)
+        pause = _SECONDS_BETWEEN_BARS if self._has_bar else _SECONDS_BETWEEN_LINES
+        if not self._is_shown or now - self._last < pause:
+            return
+        self._last = now
+        start, end = ("\r\033[K", "") if self._has_bar else ("", "\n")
+        print(start + self.line(rows, batches, now - self._start), end=end, file=sys.stderr, flush=True)
 
     def finish(self, rows: int) -> None:
         """Says what it has come to."""
