@@ -292,7 +292,7 @@ class ServingCore:
         missing = self._ranks.missing()
         if not version.ready and not version.loading and missing and not version.failures:
             return f"rank {', '.join(map(str, missing))} is not there"
-        return version.reason
+        return version.reason.rstrip(".")
 
     def _changed(self) -> None:
         self._change.set()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import math
 import os
 import secrets
 import signal
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,13 +24,13 @@ from hvdext.inference.serving import command, naming, options
 from hvdext.inference.serving.core import ServingCore
 from hvdext.inference.serving.draining import CloseWhenDraining
 from hvdext.inference.serving.service import ServiceError, State
-from hvdext.inference.serving.supervisor import Front
+from hvdext.inference.serving.supervisor import Front, FrontMissing
 
 if TYPE_CHECKING:
     from hvdext.inference.serving.options import Job
 
 # horovodrun, when it is asked to end, kills the ranks 5 s after it has signalled them.
-_LAUNCHER_SECONDS = 3.5
+_LAUNCHER_SECONDS = 3.0
 _LINGER = 0.3  # seconds in which requests that were under way when the last answer left still get a 503
 
 
@@ -116,7 +116,6 @@ class _Front:
             access_log=False,
             server_header=False,
             timeout_keep_alive=75,
-            timeout_graceful_shutdown=math.ceil(args.drain_seconds),
             ssl_certfile=args.tls_cert,
             ssl_keyfile=args.tls_key,
         )
@@ -136,7 +135,8 @@ class _Front:
         supervisor = command.make_supervisor(self._job, lambda: front)
 
         def run():
-            supervisor.run()
+            with contextlib.suppress(FrontMissing):  # the front itself says what happened
+                supervisor.run()
             threading.Event().wait()  # the worker dies with this thread, and must not die before the process
 
         threading.Thread(target=run, name="hvdext-supervisor", daemon=True).start()
@@ -172,8 +172,9 @@ class _Front:
             loop.add_signal_handler(number, self._on_signal, number)
 
     def _on_signal(self, number):
-        if number == signal.SIGINT and not self._core.live:
-            self._server.force_exit = True  # a second Ctrl-C
+        if number == signal.SIGINT and not self._core.live:  # a second Ctrl-C
+            self._server.should_exit = self._server.force_exit = True
+            return
         self._begin_to_end(signal.Signals(number).name, self._args.drain_seconds)
 
     def _end_by_launcher(self, reason):
@@ -185,8 +186,11 @@ class _Front:
         self._start(self._drain(seconds))
 
     async def _drain(self, seconds):
-        await self._core.drain(seconds)
+        end = time.monotonic() + seconds
+        await self._core.drain(max(seconds - _LINGER, 0))
         await asyncio.sleep(_LINGER)
+        # What is left now are clients that do not take their answer, or do not send their request.
+        self._server.config.timeout_graceful_shutdown = max(1, int(end - time.monotonic()))
         self._server.should_exit = True
 
     def _start(self, coroutine):
