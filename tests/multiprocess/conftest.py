@@ -3,6 +3,9 @@
 import pytest
 from launch import launch
 
+SLOWEST = 12  # programs that are named after a run
+_ended = pytest.StashKey[dict]()
+
 
 @pytest.fixture(scope="session")
 def reference():
@@ -13,9 +16,9 @@ def reference():
 
 
 @pytest.fixture(scope="session")
-def sessions():
+def sessions(pytestconfig):
     """Number of ranks -> one dict of results per rank; launched when first asked for."""
-    ended = {}
+    ended = pytestconfig.stash[_ended] = {}
 
     def session(size):
         if size not in ended:
@@ -37,3 +40,15 @@ def results_of(sessions):
         return [result["value"] for result in results]
 
     return results_of
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Says which programs took the most of each launch's time."""
+    for size, session in config.stash.get(_ended, {}).items():
+        if not session.ranks or session.ranks[0] is None:
+            continue
+        seconds = {name: result["seconds"] for name, result in session.ranks[0].items()}
+        slowest = sorted(seconds, key=seconds.get, reverse=True)[:SLOWEST]
+        terminalreporter.section(f"{size} ranks: slowest of {sum(seconds.values()):.0f} s")
+        for name in slowest:
+            terminalreporter.write_line(f"{seconds[name]:6.1f} s  {name}")

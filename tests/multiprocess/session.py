@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 import traceback
 
 import cases
@@ -91,7 +92,9 @@ def _optimize_no_graphs():
 
 def _result(action, argument):
     """What `action` returns, or the error it ends with: the other programs have their turn anyway."""
+    start = time.monotonic()
     try:
-        return {"value": action(argument)}
+        result = {"value": action(argument)}
     except Exception:
-        return {"error": traceback.format_exc()}
+        result = {"error": traceback.format_exc()}
+    return result | {"seconds": time.monotonic() - start}

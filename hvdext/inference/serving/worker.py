@@ -7,6 +7,7 @@ supervisor, dies with it, and ends when its connection to the front does.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import queue
 import socket
@@ -111,10 +112,8 @@ class Worker:
     def _handle(self, frame: Frame) -> None:
         if frame.kind == "batch":
             self._batches.put(frame)
-        elif frame.kind in ("load", "link"):
+        elif frame.kind in ("load", "link", "unload"):
             self._orders.put(frame)
-        elif frame.kind == "unload":
-            self._models.pop(frame.header["model"], None)
 
     # -- batches -----------------------------------------------------------------------------------
 
@@ -151,6 +150,10 @@ class Worker:
         with contextlib.suppress(OSError):
             while True:
                 frame = self._orders.get()
+                if frame.kind == "unload":
+                    self._models.pop(frame.header["model"], None)
+                    gc.collect()  # a model's layers and graphs refer to each other
+                    continue
                 try:
                     answer = self._link(frame) if frame.kind == "link" else self._load_model(frame)
                 except Exception as error:

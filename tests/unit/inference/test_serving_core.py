@@ -5,6 +5,7 @@ import collections
 import contextlib
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -570,3 +571,21 @@ def test_cluster_starts_without_models(tmp_path):
                 await cluster.ask(1)
 
     asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_an_unloaded_model_leaves_no_memory_behind(tmp_path):
+    alive = []
+
+    class Knot(Model):
+        def __init__(self):
+            super().__init__()
+            self.itself = self
+            alive.append(weakref.ref(self))
+
+    async def program(cluster):
+        cluster.models.clear()
+        assert alive[0]() is not None
+        await cluster.core.unload("m")
+        await cluster.until(lambda: alive[0]() is None)
+
+    serve(tmp_path, program, load=lambda path, stage, stages: Knot(), size=1)
