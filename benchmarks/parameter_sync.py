@@ -23,7 +23,7 @@ The images are Fashion-MNIST (Debian, Ubuntu: `apt-get install dataset-fashion-m
 - accuracy: of the same CNN after the same number of samples, with the same first weights and order of
   samples per seed; SGD with momentum 0.9, cosine decay. Learning rates are the best that --tune finds, on
   held out training images. Ranks that train on their own end with `hvd.callbacks.ConsensusAveraging`.
-- text: validation loss of a transformer (2 layers, width 128, 64 bytes of context) on the sources of
+- text: validation loss of a transformer (2 layers, width 32, 32 bytes of context) on the sources of
   Python's standard library; AdamW, warm-up and cosine decay. --tune chooses by that same loss.
 - slow-rank: samples/s of both ranks together while one sleeps before each step for as long as its step
   takes: a rank of half the speed. Synchronously both then go at half the speed, one rank's worth of samples;
@@ -61,7 +61,12 @@ ACCURACY = [  # learning rate @ method
     f"0.05 @ DiLoCo(every=64, wire='int4', {OUTER})",
     "0.05 @ LocalSGD(every=32)",
 ]
-TEXT = [f"0.002 @ {EVERY_STEP}", f"0.002 @ {STREAMING}"]
+# More momentum between the rounds than for images: as the paper has it, and better here, too.
+TEXT_OUTER = "outer=SGD(0.7, momentum=0.9, nesterov=True)"
+TEXT = [
+    f"0.02 @ {EVERY_STEP}",
+    f"0.02 @ StreamingDiLoCo(every=32, fragments=4, delay=5, wire='int8', alpha=0.5, {TEXT_OUTER})",
+]
 SLOW_RANK = [EVERY_STEP, "AsyncGossip()"]
 MEASURES = ("speed", "accuracy", "text", "slow-rank")
 
@@ -87,7 +92,7 @@ def parse_arguments():
         help="instead of the usual ones: expressions of hvd.sync, 'none', 'every step'; for accuracy and "
         "text with a learning rate: '0.05 @ LocalSGD(every=32)'",
     )
-    parser.add_argument("--batch-size", type=int, help="per rank; default 32, for text 16")
+    parser.add_argument("--batch-size", type=int, help="per rank; default 32, for text 64")
     parser.add_argument("--rounds", type=int, default=7, help="speed, slow-rank: measurements of each method")
     parser.add_argument("--steps", type=int, default=512, help="speed: steps per measurement")
     parser.add_argument(
@@ -98,7 +103,7 @@ def parse_arguments():
     )
     parser.add_argument("--seeds", type=int, help="accuracy, text: how many; default 5, for text 3")
     parser.add_argument("--epochs", type=int, default=3, help="accuracy: passes over all training images")
-    parser.add_argument("--text-steps", type=int, default=1500, help="text: steps of each rank")
+    parser.add_argument("--text-steps", type=int, default=4000, help="text: steps of each rank")
     parser.add_argument(
         "--tune",
         nargs="+",
@@ -178,7 +183,7 @@ def text(options):
     job = {
         "methods": with_rates(options.methods or TEXT, options.tune),
         "steps": options.text_steps,
-        "batch_size": options.batch_size or 16,
+        "batch_size": options.batch_size or 64,
     }
     print(f"{options.text_steps} steps, batch size {job['batch_size']}, validation loss in nats per byte")
     found, synchronous = over_seeds("text", job, options.seeds or 3)

@@ -12,9 +12,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-CONTEXT = 64  # bytes that a prediction may look at
-WIDTH = 128
-HEADS = 4
+CONTEXT = 32  # bytes that a prediction may look at
+WIDTH = 32
+HEADS = 2
 LAYERS = 2
 VALIDATION_WINDOWS = 2048
 
