@@ -133,7 +133,7 @@ print(memory("VmHWM") - before, out.sum())
     grown, result = map(float, done.stdout.split()[-2:])
     assert result == width
     whole = 4 * width * width * layers
-    assert whole / stages < grown < 2 * whole / stages
+    assert whole / stages < grown < 3 / 4 * whole
 
 
 # -- SavedModels, types, refusals -----------------------------------------------------------------------

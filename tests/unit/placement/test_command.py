@@ -87,4 +87,4 @@ def test_wrong_arguments(capsys, arguments, message):
     [("500", 500), ("2GiB", 2 * 1024**3), ("1.5 MB", 1_500_000), ("1e6", 10**6), ("7kB", 7000)],
 )
 def test_bytes(text, number):
-    assert cli._bytes(text) == number
+    assert cli.number_of_bytes(text) == number
