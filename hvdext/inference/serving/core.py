@@ -24,6 +24,7 @@ from hvdext.inference.serving.service import (
     InvalidRequest,
     ModelVersion,
     NotReady,
+    OwnDeadlineExceeded,
     State,
     UnknownModel,
 )
@@ -126,7 +127,9 @@ class ServingCore:
         found = self._registry.find(name, version)
         if found.state is not State.READY:
             raise NotReady(f"{found.name}:{found.number} is not ready: {self._reason(found)}.")
-        seconds = min(timeout or self._settings.timeout, self._settings.timeout)
+        seconds, late = self._settings.timeout, DeadlineExceeded
+        if timeout and timeout < seconds:
+            seconds, late = timeout, OwnDeadlineExceeded
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Tensors] = loop.create_future()
 
@@ -141,8 +144,8 @@ class ServingCore:
         request = make_request(inputs, found.waiting.max_rows, loop.time(), answer)
         self._dispatcher.put(found, request)
         self._open.add(request)
-        late = DeadlineExceeded(f"The request must be answered within {seconds:g} s.")
-        timer = loop.call_later(seconds, request.finish, late)
+        problem = late(f"The request must be answered within {seconds:g} s.")
+        timer = loop.call_later(seconds, request.finish, problem)
         try:
             return found.public(), await future
         finally:

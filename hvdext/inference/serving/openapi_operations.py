@@ -12,12 +12,12 @@ _ERRORS = {
     401: "An API key is needed.",
     403: "The host is not one of this server's, or a page of another site asks.",
     404: "No model, or no version, of that name.",
-    408: "The body did not arrive in time.",
+    408: "The body did not arrive in time, or the time that the request has set has passed.",
     413: "The body is too large.",
     415: "The body is of a kind or in an encoding that is not read.",
     500: "The model failed on this request, or the rank that had it was lost.",
     503: "No rank can answer now, the queue is full, or the server drains: try again after `Retry-After`.",
-    504: "The deadline of the request has passed.",
+    504: "The server's limit for an answer has passed.",
 }
 
 

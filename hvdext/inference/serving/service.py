@@ -107,9 +107,15 @@ class QueueFull(ServiceError):
 
 
 class DeadlineExceeded(ServiceError):
-    """The request's deadline has passed before its answer was there."""
+    """The server's limit has passed before the answer was there."""
 
     status = 504
+
+
+class OwnDeadlineExceeded(DeadlineExceeded):
+    """The time that the request itself has set was too short: no fault of the server's."""
+
+    status = 408
 
 
 class ComputationFailed(ServiceError):

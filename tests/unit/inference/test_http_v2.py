@@ -347,7 +347,8 @@ def test_unknown_models_and_versions(client, path):
     [
         (s.QueueFull("256 requests wait"), 503, "1"),
         (s.NotReady("draining"), 503, "1"),
-        (s.DeadlineExceeded("0.1 s have passed"), 504, None),
+        (s.DeadlineExceeded("30 s have passed"), 504, None),
+        (s.OwnDeadlineExceeded("0.1 s have passed"), 408, None),
         (s.ComputationFailed("rank 1 was lost"), 500, None),
     ],
 )

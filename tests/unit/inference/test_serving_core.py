@@ -16,6 +16,7 @@ from hvdext.inference.serving.service import (
     DeadlineExceeded,
     InvalidRequest,
     NotReady,
+    OwnDeadlineExceeded,
     QueueFull,
     State,
     UnknownModel,
@@ -118,7 +119,7 @@ def test_deadlines_and_cancelled_requests_leave_the_queue(tmp_path):
         assert cluster.core.status()["queue"] == 3
         third.cancel()
         for late in (first, second):
-            with pytest.raises(DeadlineExceeded, match=r"within 0\.[12] s"):
+            with pytest.raises(OwnDeadlineExceeded, match=r"within 0\.[12] s"):
                 await late
         assert cluster.core.status()["queue"] == 1
         gate.open.set()
@@ -127,6 +128,18 @@ def test_deadlines_and_cancelled_requests_leave_the_queue(tmp_path):
         assert not cluster.core._open
 
     serve(tmp_path, program, load=models(before=gate), size=1)
+
+
+def test_the_servers_limit_holds_for_requests_that_want_more(tmp_path):
+    gate = Gate()
+
+    async def program(cluster):
+        with pytest.raises(DeadlineExceeded, match=r"within 0\.1 s") as late:
+            await cluster.ask(1, timeout=5)
+        assert late.value.status == 504
+        gate.open.set()
+
+    serve(tmp_path, program, load=models(before=gate), size=1, timeout=0.1)
 
 
 def test_a_full_queue_says_when_to_come_back(tmp_path):
