@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
 
 import keras
+import models
 import numpy as np
 import tensorflow as tf
-from measuring import peak_resident
+from measuring import peak_resident, resident, take_core
 
 import hvdext as hvd
 from hvdext.comm import SoloComm, use
@@ -29,7 +29,7 @@ def main():
     options = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     hvd.init()
-    take_core(hvd.local_rank())
+    take_core(hvd.local_rank(), hvd.local_size())
     found = {"throughput": throughput, "memory": memory}[options.measure](**options.job)
     if hvd.rank() == 0:
         options.result.write_text(json.dumps(found))
@@ -37,7 +37,8 @@ def main():
 
 def throughput(rounds, rows):
     """Rows/s of each kind and round."""
-    model = cnn()
+    keras.utils.set_random_seed(0)  # the same weights on all ranks
+    model = models.cnn()
     images = np.random.default_rng(0).random((rows, 28, 28, 1), np.float32)
     alone = SoloComm()
 
@@ -82,38 +83,6 @@ def memory(gigabytes):
         size = predictions.nbytes if hvd.rank() == 0 else 0
         del predictions
     return {"before": before, "peak": peak - before, "bytes": size, "seconds": seconds}
-
-
-def cnn():
-    model = keras.Sequential(
-        [
-            keras.Input((28, 28, 1)),
-            keras.layers.Conv2D(16, 3, activation="relu"),
-            keras.layers.MaxPooling2D(),
-            keras.layers.Conv2D(32, 3, activation="relu"),
-            keras.layers.MaxPooling2D(),
-            keras.layers.Flatten(),
-            keras.layers.Dense(512, activation="relu"),
-            keras.layers.Dense(10),
-        ]
-    )
-    generator = np.random.default_rng(0)
-    model.set_weights([generator.normal(scale=0.05, size=w.shape) for w in model.get_weights()])
-    return model
-
-
-def take_core(number):
-    """Keeps this process, all its threads, on one core, if there is one for each rank."""
-    cores = sorted(os.sched_getaffinity(0))
-    if number < len(cores) >= hvd.local_size():
-        for thread in os.listdir("/proc/self/task"):
-            os.sched_setaffinity(int(thread), {cores[number]})
-
-
-def resident():
-    """Bytes of memory that this process holds now."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in line]
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

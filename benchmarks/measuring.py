@@ -1,4 +1,4 @@
-"""Runs a program that measures, and reads what it has found."""
+"""Runs a program that measures, reads what it has found; what such programs share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,29 @@ def result_of(command, deadline):
         return json.loads(result.read_text())
 
 
+def take_core(number, ranks):
+    """Keeps this process, all its threads, on one core, if there is one for each rank of this host.
+
+    Args:
+        number: this rank's on this host.
+        ranks: how many there are on it.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if number < len(cores) >= ranks:
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), {cores[number]})
+
+
 def peak_resident():
     """The most memory that this process has held so far, in bytes."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
+    return _memory("VmHWM")
+
+
+def resident():
+    """The memory that this process holds now, in bytes."""
+    return _memory("VmRSS")
+
+
+def _memory(field):
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if field in line]
     return int(line.split()[1]) * 1024

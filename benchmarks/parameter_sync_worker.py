@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import models
 import numpy as np
 import tensorflow as tf
 import text
+from measuring import take_core
 
 import hvdext as hvd
 
@@ -27,7 +27,7 @@ def main():
     options = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     hvd.init()
-    _take_core(hvd.local_rank())
+    take_core(hvd.local_rank(), hvd.local_size())
     measure = {"speed": speed, "accuracy": accuracy, "text": text_loss, "slow-rank": slow_rank}
     found = measure[options.measure](**options.job)
     if hvd.rank() == 0:
@@ -172,14 +172,6 @@ def slow_rank(methods, rounds, seconds, batch_size):
 
 
 # -- how it is done ------------------------------------------------------------------------------------
-
-
-def _take_core(number):
-    """Keeps this process, all its threads, on one core, if there is one for each rank."""
-    cores = sorted(os.sched_getaffinity(0))
-    if number < len(cores) >= hvd.local_size():
-        for thread in os.listdir("/proc/self/task"):
-            os.sched_setaffinity(int(thread), {cores[number]})
 
 
 def _compiled_cnn(method, optimizer):
