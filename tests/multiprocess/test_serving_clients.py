@@ -18,6 +18,7 @@ import pytest
 import tensorflow as tf
 from fuzzing import fuzz
 from launch import running
+from triton_inputs import asked
 
 triton = pytest.importorskip("tritonclient.http")
 
@@ -85,12 +86,6 @@ def _is_ready(port):
 def client(address):
     with contextlib.closing(triton.InferenceServerClient(address)) as client:
         yield client
-
-
-def asked(name, array, datatype, binary):
-    tensor = triton.InferInput(name, array.shape, datatype)
-    tensor.set_data_from_numpy(array, binary_data=binary)
-    return tensor
 
 
 @pytest.mark.parametrize("binary", [True, False])

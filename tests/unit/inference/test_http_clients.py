@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 from fuzzing import fuzz
 from serving_fakes import FakeService, echo, mixed, scale
+from triton_inputs import asked
 
 from hvdext.inference.serving import service as s
 from hvdext.inference.serving.app import make_app
@@ -59,12 +60,6 @@ def address():
 def client(address):
     with contextlib.closing(triton.InferenceServerClient(address)) as client:
         yield client
-
-
-def asked(name, array, datatype, binary):
-    tensor = triton.InferInput(name, array.shape, datatype)
-    tensor.set_data_from_numpy(array, binary_data=binary)
-    return tensor
 
 
 @pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
