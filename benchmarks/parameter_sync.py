@@ -65,7 +65,7 @@ ACCURACY = [  # learning rate @ method
 TEXT_OUTER = "outer=SGD(0.7, momentum=0.9, nesterov=True)"
 TEXT = [
     f"0.02 @ {EVERY_STEP}",
-    f"0.02 @ StreamingDiLoCo(every=32, fragments=4, delay=5, wire='int8', alpha=0.5, {TEXT_OUTER})",
+    f"0.012 @ StreamingDiLoCo(every=32, fragments=4, delay=5, wire='int8', alpha=0.5, {TEXT_OUTER})",
 ]
 SLOW_RANK = [EVERY_STEP, "AsyncGossip()"]
 MEASURES = ("speed", "accuracy", "text", "slow-rank")
