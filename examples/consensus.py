@@ -44,6 +44,7 @@ def main():
     hvd.init()
     train, test = datasets.load("digits")
     x, y = (share_of(array, hvd.rank(), hvd.size()) for array in train)
+    keras.utils.set_random_seed(hvd.rank())  # every rank its own order of images
     model = make_model(x.shape[1:])
     hvd.broadcast_variables(model.variables, root_rank=0)
 
