@@ -43,6 +43,10 @@ class Board:
         answer = self._open(urllib.request.Request(self._url + key))
         return None if answer is None else answer.decode()
 
+    def holds(self, key: str) -> bool:
+        """Whether there is anything under `key`, text or not; False if the board is out of reach."""
+        return self._open(urllib.request.Request(self._url + key)) is not None
+
     @staticmethod
     def _open(request):
         # No proxies: the board is the job's own.

@@ -2,10 +2,11 @@
 
 import json
 import time
+import urllib.request
 
 import pytest
 
-from hvdext.board import Board, own_board
+from hvdext.board import Board, open_server, own_board
 from hvdext.ledger import Ledger
 from hvdext.testing import run_ranks
 from hvdext.watchdog import Watchdog
@@ -40,7 +41,18 @@ def test_a_note_cut_short_counts_as_none():
     assert run_ranks(3, run) == [expected] * 3
 
 
+def test_what_is_no_text_is_there_all_the_same():
+    """As the addresses are that Gloo leaves at the launcher's server."""
+    (address, *_) = open_server()
+    request = urllib.request.Request(f"http://{address}/global/0", data=b"\x02\x85", method="PUT")
+    urllib.request.urlopen(request, timeout=10).close()
+    board = Board(address, "global")
+    assert board.holds("0")
+    assert not board.holds("1")
+
+
 def test_a_board_out_of_reach_holds_nothing():
     board = Board("127.0.0.1:9", "hvdext")  # nobody listens there
     board.post("0", "lost")
     assert board.read("0") is None
+    assert not board.holds("0")
