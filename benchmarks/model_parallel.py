@@ -2,14 +2,15 @@
 
     python benchmarks/model_parallel.py
 
-Pipeline, two ranks, one TensorFlow thread each:
+Pipeline, two ranks, each with all its threads on a core of its own, as the single process that they are
+compared with:
 
-- Memory: the most that a rank holds while it trains 24 dense layers of 2048 units (400 MB of weights) with
+- Memory: the most that a rank holds while it trains 48 dense layers of 1448 units (400 MB of weights) with
   Adam, batches of 512 rows in 8 micro-batches, above what a process holds that has imported TensorFlow and
   run one operation; over the same for one process with plain Keras, and for one that takes the same
   micro-batches. (Plain Keras applies each gradient as it comes, so that it never holds all of them; how many
   differs from run to run.)
-- Efficiency: 8 dense layers of 1024 units, 8 micro-batches of 64 rows, SGD. The time per step of one process
+- Efficiency: 8 dense layers of 2048 units, 8 micro-batches of 128 rows, SGD. The time per step of one process
   that takes the same micro-batches in turn, over twice that of two ranks. At best it is m / (m + p - 1),
   since ranks wait for each other at the start and the end of a batch. Runs of one process and of two ranks
   alternate.
@@ -32,8 +33,8 @@ HERE = Path(__file__).resolve().parent
 WORKER = HERE / "pipeline_worker.py"
 RANKS = 2
 MICROBATCHES = 8
-LARGE = {"layers": 24, "units": 2048, "batch-size": 512, "optimizer": "adam"}
-BALANCED = {"layers": 8, "units": 1024, "batch-size": 512, "optimizer": "sgd"}
+LARGE = {"layers": 48, "units": 1448, "batch-size": 512, "optimizer": "adam"}
+BALANCED = {"layers": 8, "units": 2048, "batch-size": 1024, "optimizer": "sgd"}
 DEADLINE = 600  # seconds per run
 
 
@@ -50,7 +51,9 @@ def parse_arguments():
     parser.add_argument("--launches", type=int, default=3, help="runs of each kind, in turn")
     parser.add_argument("--rounds", type=int, default=5, help="measurements within a run")
     parser.add_argument("--steps", type=int, default=10, help="training steps per measurement")
-    parser.add_argument("--schedule", choices=("gpipe", "1f1b", "interleaved"), default="1f1b")
+    parser.add_argument(
+        "--schedule", choices=("gpipe", "1f1b", "eager-1f1b", "interleaved"), default="eager-1f1b"
+    )
     return parser.parse_args()
 
 

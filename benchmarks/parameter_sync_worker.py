@@ -12,6 +12,7 @@ import models
 import numpy as np
 import tensorflow as tf
 import text
+from clock import Clock
 from measuring import take_core
 
 import hvdext as hvd
@@ -218,20 +219,6 @@ def _device_bytes() -> int:
         if name.strip() == "lo":
             return int(counters.split()[8])
     return 0
-
-
-class Clock(keras.callbacks.Callback):
-    """Notes when each step, and what the callbacks before this one do after it, has ended."""
-
-    def on_train_begin(self, logs=None):
-        self.times = []
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.times.append(time.perf_counter())
-
-    def seconds_per_step(self, warmup):
-        """The mean of the steps after the first `warmup`."""
-        return (self.times[-1] - self.times[warmup - 1]) / (len(self.times) - warmup)
 
 
 class Pause(keras.callbacks.Callback):

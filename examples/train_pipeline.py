@@ -83,7 +83,7 @@ def parse_arguments():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", choices=("digits", "fashion-mnist"), default="digits")
-    parser.add_argument("--schedule", choices=("gpipe", "1f1b", "interleaved"), default="1f1b")
+    parser.add_argument("--schedule", choices=("gpipe", "1f1b", "eager-1f1b", "interleaved"), default="1f1b")
     parser.add_argument("--microbatches", type=int, default=4)
     parser.add_argument("--replicas", type=int, default=1, help="pipelines side by side; divides the ranks")
     parser.add_argument("--epochs", type=int, default=4)

@@ -56,9 +56,10 @@ def pipeline(
         microbatches: into how many a batch is cut; must divide its rows. Increase it for less waiting at the
             start and the end of a batch: ranks work for m / (m + p - 1) of the time at best.
         schedule: "1f1b" (forward and backward passes in turns: rank r of p keeps the activations of p - r
-            micro-batches), "gpipe" (all forward passes, then all backward: those of m) or "interleaved" (1f1b
-            over several places per rank: place i is on rank i mod p, less waiting and more messages;
-            `microbatches` must be a multiple of p).
+            micro-batches), "eager-1f1b" (forward passes earlier, so that ranks compute while messages are on
+            their way: 2 (p - r) - 1), "gpipe" (all forward passes, then all backward: those of m) or
+            "interleaved" (1f1b over several places per rank: place i is on rank i mod p, less waiting and
+            more messages; `microbatches` must be a multiple of p).
         grid: a `hvd.Grid`, for several pipelines side by side; None: all ranks are one pipeline.
         recompute: keep only what enters a stage, and make its forward pass once more before its backward
             pass: less memory for a third more work.

@@ -8,11 +8,13 @@ forward pass of one chunk on one micro-batch, B its backward pass, which takes a
                  (Huang 2019, arXiv:1811.06965)
     1f1b         F and B in turns as soon as possible: at most p - rank are kept
                  (Narayanan 2019, arXiv:1806.03377)
+    eager-1f1b   1f1b with forward passes made early, so that ranks compute while messages are
+                 on their way: at most 2 (p - rank) - 1 are kept (Zhuang 2022, arXiv:2211.05322)
     interleaved  1f1b over v chunks per rank: the start and end take 1/v of the time
                  (Narayanan 2021, arXiv:2104.04473)
 
 The ranks wait for each other at the start and the end of a batch, which leaves them working for
-m / (m + (p - 1)/v) of the time at best (v = 1 in the first two).
+m / (m + (p - 1)/v) of the time at best (v = 1 but in the last one).
 
 **Why no order here can hang.** All actions of all ranks have one common order: that of the clock of an
 imagined run in which F takes 1 and B takes 2 units and messages take none. Each rank acts in this order. A
@@ -25,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SCHEDULES = ("gpipe", "1f1b", "interleaved")
+SCHEDULES = ("gpipe", "1f1b", "eager-1f1b", "interleaved")
 
 _SECONDS = {"forward": 1, "backward": 2}  # of the imagined run
 
@@ -114,6 +116,8 @@ def computes(schedule: str, rank: int, ranks: int, chunks: int, microbatches: in
         ahead = chunks - 1
     elif schedule == "1f1b":
         ahead = ranks - 1 - rank
+    elif schedule == "eager-1f1b":
+        ahead = 2 * (ranks - 1 - rank)
     else:
         # A micro-batch comes back to this rank's last chunk after 2 (p - 1 - rank) passes of others.
         ahead = 2 * (ranks - 1 - rank) + (chunks // ranks - 1) * ranks

@@ -135,7 +135,7 @@ def _check_files(ranks):
 
 PROGRAMS = {
     f"pipeline: {schedule}, {optimizer}": _trained(schedule, optimizer)
-    for schedule in ("gpipe", "1f1b", "interleaved")
+    for schedule in ("gpipe", "1f1b", "eager-1f1b", "interleaved")
     for optimizer in cases.OPTIMIZERS
 } | {
     "pipeline: grid": Program(_run_grid, _check_grid, sizes=(4,)),

@@ -25,6 +25,9 @@ SETTINGS = [
     ("1f1b", 2, 2, 1),
     ("1f1b", 4, 4, 2),
     ("1f1b", 4, 4, 9),
+    ("eager-1f1b", 2, 2, 1),
+    ("eager-1f1b", 2, 2, 8),
+    ("eager-1f1b", 4, 4, 9),
     ("interleaved", 2, 4, 2),
     ("interleaved", 2, 6, 8),
     ("interleaved", 4, 8, 4),
@@ -129,6 +132,8 @@ def test_orders_of_a_small_pipeline_by_hand():
     assert [short(computes("gpipe", r, 2, 2, 3)) for r in (0, 1)] == ["F0 F1 F2 B0 B1 B2"] * 2
     assert short(computes("1f1b", 0, 2, 2, 3)) == "F0 F1 B0 F2 B1 B2"
     assert short(computes("1f1b", 1, 2, 2, 3)) == "F0 B0 F1 B1 F2 B2"
+    assert short(computes("eager-1f1b", 0, 2, 2, 4)) == "F0 F1 F2 B0 F3 B1 B2 B3"
+    assert short(computes("eager-1f1b", 1, 2, 2, 3)) == "F0 B0 F1 B1 F2 B2"
     two = [f"{a.kind[0].upper()}{a.chunk}.{a.microbatch}" for a in computes("interleaved", 1, 2, 4, 2)]
     # Rank 1 holds chunks 1 and 3; its first backward pass is as early as it can be.
     assert two == ["F1.0", "F1.1", "F3.0", "B3.0", "F3.1", "B3.1", "B1.0", "B1.1"]
@@ -155,11 +160,44 @@ def test_time_is_that_of_the_formula(settings):
     assert busy / end == pytest.approx(ideal_efficiency(ranks, microbatches, per_rank))
 
 
+def seconds_with_latency(schedule, ranks, microbatches, latency):
+    """When the last pass ends if messages take `latency`, F takes 1 and B 2; one chunk per rank."""
+    orders = [computes(schedule, rank, ranks, ranks, microbatches) for rank in range(ranks)]
+    ends, free, done = {}, [0.0] * ranks, [0] * ranks
+    while any(done[r] < len(orders[r]) for r in range(ranks)):
+        for rank, order in enumerate(orders):
+            if done[rank] == len(order):
+                continue
+            one = order[done[rank]]
+            neighbour = one.chunk - 1 if one.kind == "forward" else one.chunk + 1
+            arrived = 0.0
+            if 0 <= neighbour < ranks:
+                arrived = ends.get(Compute(one.kind, neighbour, one.microbatch))
+                if arrived is None:
+                    continue
+                arrived += latency
+            free[rank] = ends[one] = max(free[rank], arrived) + (1 if one.kind == "forward" else 2)
+            done[rank] += 1
+    return max(free)
+
+
+@pytest.mark.parametrize(("ranks", "microbatches"), [(2, 8), (4, 16)])
+def test_an_eager_schedule_computes_while_messages_travel(ranks, microbatches):
+    ideal = 3 * (microbatches + ranks - 1)
+    assert seconds_with_latency("1f1b", ranks, microbatches, 0) == ideal
+    assert seconds_with_latency("eager-1f1b", ranks, microbatches, 0) == ideal
+    # Of the eager one only the way of the first micro-batch there and of the last one back counts.
+    assert seconds_with_latency("eager-1f1b", ranks, microbatches, 0.25) == ideal + 2 * (ranks - 1) * 0.25
+    assert seconds_with_latency("1f1b", ranks, microbatches, 0.25) >= ideal + microbatches * 0.25
+
+
 def test_what_is_kept():
     for program in programs("gpipe", 4, 4, 8):
         assert kept(program) == 8
     for rank, program in enumerate(programs("1f1b", 4, 4, 8)):
         assert kept(program) == 4 - rank
+    for rank, program in enumerate(programs("eager-1f1b", 4, 4, 8)):
+        assert kept(program) == 2 * (4 - rank) - 1
 
 
 def test_a_circle_is_found():
@@ -171,7 +209,10 @@ def test_a_circle_is_found():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("pipedream", 2, 2, 2), "`schedule` must be one of 'gpipe', '1f1b', 'interleaved'. Received"),
+        (
+            ("pipedream", 2, 2, 2),
+            "`schedule` must be one of 'gpipe', '1f1b', 'eager-1f1b', 'interleaved'. Received",
+        ),
         (("gpipe", 2, 2, 0), "`microbatches` must be an integer of at least 1. Received: microbatches=0"),
         (("gpipe", 2, 2, True), "Received: microbatches=True"),
         (("1f1b", 2, 3, 4), "as many places as the pipeline has ranks.*Received: 3 places on 2 ranks"),
