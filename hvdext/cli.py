@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hvdext.engine.errors import EngineError
+from hvdext.number_of_bytes import number_of_bytes
 
 
 class CommandError(Exception):
@@ -204,18 +204,6 @@ def _run_serve(args: argparse.Namespace) -> int:
         return command.run(args)
     except options.ServeError as error:
         raise CommandError(error) from error
-
-
-def number_of_bytes(text: str) -> int:
-    """What `500MB` or `2GiB` means; a type of `argparse`."""
-    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*(?:([kMGT]?)(i?)B)?", text.strip())
-    try:
-        number, unit, binary = match.groups() if match else ("", "", "")
-        return int(float(number) * (1024 if binary else 1000) ** " kMGT".index(unit or " "))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"must be a number of bytes, such as 500MB or 2GiB. Received: {text!r}."
-        ) from None
 
 
 COMMANDS = (

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hvdext.number_of_bytes import number_of_bytes
+
 if TYPE_CHECKING:  # `hvdext --help` needs neither
     from hvdext.inference.serving.place import Place
     from hvdext.inference.serving.settings import Settings
@@ -66,7 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fill batches up to these sizes only",
     )
     add("--max-queue", type=int, default=1000, metavar="N", help="requests that may wait (default: 1000)")
-    add("--max-queue-bytes", type=_bytes, default=512 << 20, metavar="BYTES", help="and their size (512MiB)")
+    add(
+        "--max-queue-bytes",
+        type=number_of_bytes,
+        default=512 << 20,
+        metavar="BYTES",
+        help="and their size (512MiB)",
+    )
     add("--timeout", type=float, default=30.0, metavar="S", help="seconds per request (default: 30)")
     add("--batch-timeout", type=float, default=60.0, metavar="S", help="before a rank counts as hung (60)")
     add("--load-timeout", type=float, default=600.0, metavar="S", help="for loading a model (default: 600)")
@@ -77,7 +85,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--api-key-file", metavar="FILE", help="one key per line; requests must carry one")
     add("--tls-cert", metavar="FILE", help="certificate chain, PEM")
     add("--tls-key", metavar="FILE", help="its private key, PEM")
-    add("--max-request-bytes", type=_bytes, default=64 << 20, metavar="BYTES", help="per request (64MiB)")
+    add(
+        "--max-request-bytes",
+        type=number_of_bytes,
+        default=64 << 20,
+        metavar="BYTES",
+        help="per request (64MiB)",
+    )
     add(
         "--allowed-hosts",
         type=_names,
@@ -195,9 +209,3 @@ def _sizes(text):
 
 def _names(text):
     return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _bytes(text):
-    from hvdext.cli import number_of_bytes
-
-    return number_of_bytes(text)

@@ -5,6 +5,7 @@ import pytest
 
 import hvdext as hvd
 from hvdext import cli
+from hvdext.number_of_bytes import number_of_bytes
 
 
 @pytest.fixture(scope="module")
@@ -87,4 +88,4 @@ def test_wrong_arguments(capsys, arguments, message):
     [("500", 500), ("2GiB", 2 * 1024**3), ("1.5 MB", 1_500_000), ("1e6", 10**6), ("7kB", 7000)],
 )
 def test_bytes(text, number):
-    assert cli.number_of_bytes(text) == number
+    assert number_of_bytes(text) == number
