@@ -120,7 +120,7 @@ class Cluster:
         versions = await self.core.add([Named(name, version, self.file(f"{name}{version}.keras"))])
         await self.core.loaded(versions)
 
-    async def until(self, condition, seconds=5.0):
+    async def until(self, condition, seconds=20.0):
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, self.core.status()

@@ -78,7 +78,7 @@ def test_a_killed_worker_is_started_again(tmp_path):
         os.kill(old, signal.SIGKILL)
         await cluster.until(lambda: cluster.ranks()[1]["state"] == "lost")
         await asking
-        await cluster.until(lambda: cluster.ranks()[1]["state"] == "ready", 10)
+        await cluster.until(lambda: cluster.ranks()[1]["state"] == "ready")
         rank = cluster.ranks()[1]
         assert rank["restarts"] == 1
         assert psutil.pid_exists(rank["pid"])
@@ -93,8 +93,8 @@ def test_a_frozen_worker_is_killed_and_started_again(tmp_path):
         await asyncio.sleep(0.1)
         os.kill(cluster.ranks()[0]["pid"], signal.SIGSTOP)
         await asking
-        await cluster.until(lambda: cluster.ranks()[0]["restarts"] == 1, 10)
-        await cluster.until(lambda: cluster.ranks()[0]["state"] == "ready", 10)
+        await cluster.until(lambda: cluster.ranks()[0]["restarts"] == 1)
+        await cluster.until(lambda: cluster.ranks()[0]["state"] == "ready")
 
     serve(tmp_path, program, batch_timeout=0.3)
 
@@ -107,7 +107,7 @@ def test_an_idle_worker_that_is_silent_is_started_again(tmp_path, monkeypatch):
         await asyncio.sleep(1)
         assert [rank["restarts"] for rank in cluster.ranks()] == [0, 0]  # pings are answered
         os.kill(cluster.ranks()[0]["pid"], signal.SIGSTOP)
-        await cluster.until(lambda: cluster.ranks()[0]["restarts"] == 1, 10)
+        await cluster.until(lambda: cluster.ranks()[0]["restarts"] == 1)
         assert any("rank 0 was lost: it has been silent for" in note for note in cluster.notes)
 
     serve(tmp_path, program)
@@ -144,7 +144,7 @@ def test_a_front_that_starts_again_gets_its_ranks_back(tmp_path):
         cluster.core = ServingCore(cluster.settings, TOKEN)
         cluster.port = await cluster.core.start("127.0.0.1")
         await cluster.add()
-        await cluster.until(lambda: all(rank["state"] == "ready" for rank in cluster.ranks()), 10)
+        await cluster.until(lambda: all(rank["state"] == "ready" for rank in cluster.ranks()))
         assert await cluster.ask(1) == [10]
         assert not set(old) & {rank["pid"] for rank in cluster.ranks()}
 
