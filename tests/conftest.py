@@ -12,6 +12,8 @@ import tensorflow as tf
 
 # What the ranks run lies beside the tests that start them; tests with threads run some of it, too.
 sys.path.insert(0, str(Path(__file__).parent / "multiprocess"))
+from quick_building import build_quickly
+
 pytest.register_assert_rewrite(
     "callback_programs",
     "cases",
@@ -38,5 +40,4 @@ pytest.register_assert_rewrite(
 tf.config.threading.set_intra_op_parallelism_threads(1)
 tf.config.threading.set_inter_op_parallelism_threads(64)
 
-# Most of a small test's time is building graphs. The tests under horovodrun with two ranks leave this on.
-tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+build_quickly()
