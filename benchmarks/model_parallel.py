@@ -6,7 +6,7 @@ Pipeline, two ranks, each with all its threads on a core of its own, as the sing
 compared with:
 
 - Memory: the most that a rank holds while it trains 48 dense layers of 1448 units (400 MB of weights) with
-  Adam, batches of 512 rows in 8 micro-batches, above what a process holds that has imported TensorFlow and
+  Adam, batches of 1024 rows in 8 micro-batches, above what a process holds that has imported TensorFlow and
   run one operation; over the same for one process with plain Keras, and for one that takes the same
   micro-batches. (Plain Keras applies each gradient as it comes, so that it never holds all of them; how many
   differs from run to run.)
@@ -33,7 +33,7 @@ HERE = Path(__file__).resolve().parent
 WORKER = HERE / "pipeline_worker.py"
 RANKS = 2
 MICROBATCHES = 8
-LARGE = {"layers": 48, "units": 1448, "batch-size": 512, "optimizer": "adam"}
+LARGE = {"layers": 48, "units": 1448, "batch-size": 1024, "optimizer": "adam"}
 BALANCED = {"layers": 8, "units": 2048, "batch-size": 1024, "optimizer": "sgd"}
 DEADLINE = 600  # seconds per run
 
