@@ -2,18 +2,19 @@
 
     python benchmarks/model_parallel.py
 
-Pipeline, two ranks, each with all its threads on a core of its own, as the single process that they are
-compared with:
+Pipeline, two ranks, each with all its threads on a core of its own:
 
 - Memory: the most that a rank holds while it trains 48 dense layers of 1448 units (400 MB of weights) with
   Adam, batches of 1024 rows in 8 micro-batches, above what a process holds that has imported TensorFlow and
   run one operation; over the same for one process with plain Keras, and for one that takes the same
   micro-batches. (Plain Keras applies each gradient as it comes, so that it never holds all of them; how many
   differs from run to run.)
-- Efficiency: 8 dense layers of 2048 units, 8 micro-batches of 128 rows, SGD. The time per step of one process
-  that takes the same micro-batches in turn, over twice that of two ranks. At best it is m / (m + p - 1),
-  since ranks wait for each other at the start and the end of a batch. Runs of one process and of two ranks
-  alternate.
+- Efficiency: 8 dense layers of 2048 units, 8 micro-batches of 128 rows, SGD. The time per step of one rank
+  that takes the same micro-batches in turn through the whole model, over twice that of the pipeline. At
+  best it is m / (m + p - 1), since ranks wait for each other at the start and the end of a batch. Both are
+  measured in turn in the same processes, which follows a machine whose speed changes: one rank's time is the
+  mean of the two, which then have nothing to do with each other; the pipeline's is that of the slower rank.
+  The ratio is the median over all rounds.
 - Bytes: what rank 0 has sent per step, by its ledger, over the formula: activations of all rows, and 16 bytes
   for loss and overflow.
 """
@@ -48,9 +49,9 @@ def parse_arguments():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--launches", type=int, default=3, help="runs of each kind, in turn")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements within a run")
-    parser.add_argument("--steps", type=int, default=10, help="training steps per measurement")
+    parser.add_argument("--launches", type=int, default=2, help="of the efficiency part")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of both within a launch")
+    parser.add_argument("--steps", type=int, default=5, help="training steps per measurement")
     parser.add_argument(
         "--schedule", choices=("gpipe", "1f1b", "eager-1f1b", "interleaved"), default="eager-1f1b"
     )
@@ -58,7 +59,7 @@ def parse_arguments():
 
 
 def pipeline_memory():
-    few = {"steps": 2, "rounds": 1, "microbatches": MICROBATCHES}
+    few = {"steps": 4, "microbatches": MICROBATCHES}
     idle = run("idle", 1)["peak"]
     plain = run("plain", 1, LARGE | few)["peak"] - idle
     alone = run("pipeline", 1, LARGE | few)["peak"] - idle
@@ -78,25 +79,23 @@ def pipeline_time_and_bytes(options):
         "microbatches": MICROBATCHES,
         "schedule": options.schedule,
     }
-    efficiencies, seconds, sent = [], {1: [], RANKS: []}, 0
-    for _ in range(options.launches):
-        results = {ranks: run("pipeline", ranks, settings) for ranks in seconds}
-        medians = {ranks: statistics.median(result["seconds"]) for ranks, result in results.items()}
-        efficiencies.append(medians[1] / (RANKS * medians[RANKS]))
-        sent = results[RANKS]["bytes"]
-        for ranks, median in medians.items():
-            seconds[ranks].append(median)
+    launches = [run("efficiency", RANKS, settings) for _ in range(options.launches)]
+    alone, together = (
+        [seconds for launch in launches for seconds in launch[name]] for name in ("alone", "pipeline")
+    )
     chunks_per_rank = 2 if options.schedule == "interleaved" else 1
     ideal = ideal_efficiency(RANKS, MICROBATCHES, chunks_per_rank)
+    efficiencies = [one / (RANKS * both) for one, both in zip(alone, together, strict=True)]
     efficiency = statistics.median(efficiencies)
     print(
-        f"pipeline, {options.schedule}, {RANKS} ranks, {MICROBATCHES} micro-batches: "
-        f"{1e3 * statistics.median(seconds[1]):.0f} ms per step in one process, "
-        f"{1e3 * statistics.median(seconds[RANKS]):.0f} ms on {RANKS} ranks; efficiency {efficiency:.3f} "
+        f"pipeline, {options.schedule}, {RANKS} ranks, {MICROBATCHES} micro-batches, {len(alone)} rounds: "
+        f"{1e3 * statistics.median(alone):.0f} ms per step on one rank, "
+        f"{1e3 * statistics.median(together):.0f} ms on {RANKS}; efficiency {efficiency:.3f} "
         f"({min(efficiencies):.3f} to {max(efficiencies):.3f}), ideal {ideal:.3f}, "
         f"over ideal {efficiency / ideal:.3f}"
     )
     if chunks_per_rank == 1:
+        sent = launches[-1]["bytes"]
         formula = 4 * BALANCED["batch-size"] * BALANCED["units"] + 16
         print(
             f"pipeline, bytes per step of rank 0: {sent:.0f}, by the formula {formula}; "

@@ -1,6 +1,6 @@
 """One process of `model_parallel.py`: trains a stack of equal dense layers, cut into stages or whole.
 
-pipeline_worker.py idle|plain|pipeline --units ... RESULT
+pipeline_worker.py idle|plain|pipeline|efficiency --units ... RESULT
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def main():
         tf.function(lambda x: x + 1)(tf.zeros([1]))
         result = {}
     else:
-        result = {"plain": train_plain, "pipeline": train_pipeline}[options.what](options)
+        actions = {"plain": train_plain, "pipeline": train_pipeline, "efficiency": compare}
+        result = actions[options.what](options)
     result["peak"] = peak_resident()
     if os.environ.get("HOROVOD_RANK", "0") == "0":
         options.result.write_text(json.dumps(result))
@@ -37,7 +38,7 @@ def main():
 
 def parse_arguments():
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("idle", "plain", "pipeline"))
+    parser.add_argument("what", choices=("idle", "plain", "pipeline", "efficiency"))
     parser.add_argument("--layers", type=int)
     parser.add_argument("--units", type=int)
     parser.add_argument("--batch-size", type=int)
@@ -46,7 +47,7 @@ def parse_arguments():
     parser.add_argument("--recompute", action="store_true")
     parser.add_argument("--optimizer", default="adam")
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--rounds", type=int, help="efficiency: measurements")
     parser.add_argument("result", type=Path)
     return parser.parse_args()
 
@@ -61,26 +62,51 @@ def build_model(options):
 def train_plain(options):
     model = build_model(options)
     model.compile(options.optimizer, "mse")
-    return {"seconds": seconds_per_step(model, options)}
+    fit(model, options)
+    return {}
 
 
 def train_pipeline(options):
     import hvdext as hvd
 
     hvd.init(process_sets="dynamic")
+    fit(pipeline_of(options, hvd, hvd.Grid(pipeline=hvd.size())), options)
+    return {"peaks": hvd.allgather_object(peak_resident())}
 
+
+def compare(options):
+    """All ranks as one pipeline, and each rank on its own with the whole model, in turn in these processes.
+
+    Returns:
+        "alone" and "pipeline": seconds per step of each round, the mean over the ranks and that of the
+        slowest one. "bytes": what rank 0 has sent per step.
+    """
+    import hvdext as hvd
+
+    hvd.init(process_sets="dynamic")
+    alone = pipeline_of(options, hvd, hvd.Grid(data=hvd.size()))
+    pipeline = pipeline_of(options, hvd, hvd.Grid(pipeline=hvd.size()))
+    found = {"alone": [], "pipeline": []}
+    for _ in range(options.rounds + 1):
+        found["alone"].append(np.mean(hvd.allgather_object(fit(alone, options))))
+        before = sent_so_far(hvd)
+        found["pipeline"].append(max(hvd.allgather_object(fit(pipeline, options))))
+        sent = (sent_so_far(hvd) - before) / options.steps
+    # The first round builds the graphs.
+    return {name: seconds[1:] for name, seconds in found.items()} | {"bytes": sent}
+
+
+def pipeline_of(options, hvd, grid):
     def build():
         return build_model(options)
 
-    places = hvd.size() * (2 if options.schedule == "interleaved" and hvd.size() > 1 else 1)
-    plan = hvd.plan(build, places=places)
-    model = hvd.pipeline(build, plan, options.microbatches, options.schedule, recompute=options.recompute)
+    ranks = grid.shape.pipeline
+    plan = hvd.plan(build, places=ranks * (2 if options.schedule == "interleaved" and ranks > 1 else 1))
+    model = hvd.pipeline(
+        build, plan, options.microbatches, options.schedule, grid=grid, recompute=options.recompute
+    )
     model.compile(options.optimizer, "mse")
-    seconds = seconds_per_step(model, options)
-    before = sent_so_far(hvd)
-    fit(model, options)
-    sent = (sent_so_far(hvd) - before) / options.steps
-    return {"seconds": seconds, "bytes": sent, "peaks": hvd.allgather_object(peak_resident())}
+    return model
 
 
 def sent_so_far(hvd):
@@ -96,11 +122,6 @@ def fit(model, options):
     clock = Clock()
     model.fit(data, epochs=1, shuffle=False, verbose=0, callbacks=[clock])
     return clock.seconds_per_step(warmup=1)
-
-
-def seconds_per_step(model, options):
-    """Of several rounds, after one that builds the graphs."""
-    return [fit(model, options) for _ in range(options.rounds + 1)][1:]
 
 
 if __name__ == "__main__":
