@@ -10,15 +10,22 @@ import keras
 import tensorflow as tf
 
 
+def optimize_no_graphs() -> None:
+    """From now on graphs run as they are built: halves the time to build a training step."""
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
 @functools.cache  # once is enough
 def build_quickly() -> None:
-    """From now on graphs are not optimized, and Keras' training step is traced once instead of twice.
+    """Besides, Keras' training step is traced once instead of twice.
 
-    The collector of garbage, to which a graph being built looks like much work, has less to do, too.
+    Not where plain Keras is the reference: optimizers that copy the weights when they are built, as
+    ScheduleFreeAdamW does, then train differently. The collector of garbage, to which a graph being built
+    looks like much work, has less to do, too.
     """
+    optimize_no_graphs()
     gc.freeze()  # what has been imported stays
     gc.set_threshold(20_000)
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     keras.Model.make_train_function = _with_built_optimizer(keras.Model.make_train_function)
 
 
