@@ -17,7 +17,7 @@ def optimize_no_graphs() -> None:
 
 @functools.cache  # once is enough
 def build_quickly() -> None:
-    """Besides, Keras' training step is traced once instead of twice.
+    """From now on graphs run as they are built, and Keras' training step is traced once instead of twice.
 
     Not where plain Keras is the reference: optimizers that copy the weights when they are built, as
     ScheduleFreeAdamW does, then train differently. The collector of garbage, to which a graph being built
