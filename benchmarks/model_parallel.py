@@ -2,6 +2,8 @@
 
     python benchmarks/model_parallel.py
 
+Slices: peak memory and bytes of a model whose layers are cut over two ranks; see sliced_memory.py.
+
 Pipeline, two ranks, each with all its threads on a core of its own:
 
 - Memory: the most that a rank holds while it trains 48 dense layers of 1448 units (400 MB of weights) with
@@ -26,6 +28,7 @@ import statistics
 import sys
 from pathlib import Path
 
+import sliced_memory
 from measuring import result_of
 
 from hvdext.placement.schedule import ideal_efficiency
@@ -33,6 +36,7 @@ from hvdext.placement.schedule import ideal_efficiency
 HERE = Path(__file__).resolve().parent
 WORKER = HERE / "pipeline_worker.py"
 RANKS = 2
+MEGABYTES = 400  # of weights
 MICROBATCHES = 8
 LARGE = {"layers": 48, "units": 1448, "batch-size": 1024, "optimizer": "adam"}
 BALANCED = {"layers": 8, "units": 2048, "batch-size": 1024, "optimizer": "sgd"}
@@ -41,6 +45,7 @@ DEADLINE = 600  # seconds per run
 
 def main():
     options = parse_arguments()
+    print(sliced_memory.table(sliced_memory.measure(MEGABYTES, RANKS)))
     pipeline_memory()
     pipeline_time_and_bytes(options)
 
