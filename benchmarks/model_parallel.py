@@ -31,7 +31,7 @@ from pathlib import Path
 import sliced_memory
 from measuring import result_of
 
-from hvdext.placement.schedule import ideal_efficiency
+from hvdext.placement.schedule import SCHEDULES, ideal_efficiency
 
 HERE = Path(__file__).resolve().parent
 WORKER = HERE / "pipeline_worker.py"
@@ -57,9 +57,7 @@ def parse_arguments():
     parser.add_argument("--launches", type=int, default=2, help="of the efficiency part")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of both within a launch")
     parser.add_argument("--steps", type=int, default=5, help="training steps per measurement")
-    parser.add_argument(
-        "--schedule", choices=("gpipe", "1f1b", "eager-1f1b", "interleaved"), default="eager-1f1b"
-    )
+    parser.add_argument("--schedule", choices=SCHEDULES, default="eager-1f1b")
     return parser.parse_args()
 
 

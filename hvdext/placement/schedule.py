@@ -116,9 +116,7 @@ def computes(schedule: str, rank: int, ranks: int, chunks: int, microbatches: in
         ahead = chunks - 1
     elif schedule == "1f1b":
         ahead = ranks - 1 - rank
-    elif schedule == "eager-1f1b":
-        ahead = 2 * (ranks - 1 - rank)
-    else:
+    else:  # "eager-1f1b" is "interleaved" with one chunk per rank
         # A micro-batch comes back to this rank's last chunk after 2 (p - 1 - rank) passes of others.
         ahead = 2 * (ranks - 1 - rank) + (chunks // ranks - 1) * ranks
     if ranks == 1:
