@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import time
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
+from measuring import peak_resident
 
 import hvdext as hvd
 
@@ -52,7 +51,7 @@ def train(megabytes, sliced, batch_size=8, steps=3):
     x = np.random.default_rng(0).normal(size=(batch_size, WIDTH)).astype("float32")
     tf.linalg.matmul(x, x, transpose_b=True)  # TensorFlow has started
     hvd.allreduce(tf.zeros(8))
-    idle = peak()
+    idle = peak_resident()
     keras.utils.set_random_seed(0)
     pairs = hidden_widths(megabytes)
     if sliced:
@@ -62,18 +61,16 @@ def train(megabytes, sliced, batch_size=8, steps=3):
         model = build(pairs)
     model.compile(keras.optimizers.Adam(1e-4), "mse", jit_compile=False)
     model.train_on_batch(x, x)
-    before, start = sent(), time.perf_counter()
+    before = sent()
     for _ in range(steps):
         model.train_on_batch(x, x)
-    seconds = (time.perf_counter() - start) / steps
     n = hvd.size() if sliced else 1
     # Each pair: one all-reduce forward, and one backward but for the first, whose inputs need no gradient.
     message = 2 * (n - 1) / n * batch_size * WIDTH * 4
     return {
         "weights": sum(4 * int(np.prod(v.shape)) for v in model.weights),
         "idle": idle,
-        "peak": peak() - idle,
-        "seconds per step": seconds,
+        "peak": peak_resident() - idle,
         "bytes per step": (sent() - before) / steps,
         "bytes by the formula": message * (2 * len(pairs) - 1),
     }
@@ -93,10 +90,6 @@ def build(widths):
         x = keras.layers.Dense(width, activation="relu", name=f"up_{i}")(x)
         x = keras.layers.Dense(WIDTH, name=f"down_{i}")(x)
     return keras.Model(inputs, x)
-
-
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def sent():
