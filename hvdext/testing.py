@@ -12,9 +12,11 @@ more inter-op threads than ranks times collectives in flight before its first op
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -185,10 +187,33 @@ def run_ranks(size: int, target: Callable[..., Any], *args: Any, timeout: float 
             room.fail(rank)
 
     threads = [threading.Thread(target=program, args=(rank,), daemon=True) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with _parsing_in_turn():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     if errors:
         raise errors[0]
     return results
+
+
+@contextlib.contextmanager
+def _parsing_in_turn() -> Iterator[None]:
+    """While it is entered, one thread at a time parses Python, as AutoGraph does.
+
+    Python 3.11 counts the depth of all threads' trees in one number: if one collects garbage amid a tree and
+    another goes on with its own, both fail with "AST constructor recursion depth mismatch" (CPython's
+    gh-106905).
+    """
+    parse, lock = ast.parse, threading.RLock()
+
+    @functools.wraps(parse)
+    def in_turn(*args, **kwargs):
+        with lock:
+            return parse(*args, **kwargs)
+
+    ast.parse = in_turn
+    try:
+        yield
+    finally:
+        ast.parse = parse

@@ -1,7 +1,10 @@
 """Communicators: alone, as threads, and what happens when somebody is missing."""
 
+import ast
+import gc
 import sys
 import threading
+import time
 import warnings
 
 import numpy as np
@@ -39,6 +42,33 @@ def test_alone_only_the_set_of_rank_0_exists():
 
 
 # -- several ranks -------------------------------------------------------------------------------------
+
+
+class _Garbage:
+    """Lets other threads run when it is collected."""
+
+    def __init__(self):
+        self._cycle = self
+
+    def __del__(self):
+        time.sleep(1e-5)
+
+
+def test_ranks_may_parse_while_garbage_is_collected():
+    source = "\n".join(f"x = [{i}, (x, f(x + {i}))]" for i in range(100))
+
+    def trees(comm):
+        for _ in range(50):
+            _Garbage()
+            ast.parse(source)
+
+    parse, thresholds = ast.parse, gc.get_threshold()
+    gc.set_threshold(100)
+    try:
+        run_ranks(3, trees)  # a SystemError where trees are built side by side
+    finally:
+        gc.set_threshold(*thresholds)
+    assert ast.parse is parse
 
 
 def _collectives(comm):
