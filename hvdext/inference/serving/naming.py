@@ -1,7 +1,8 @@
-"""Which models a server is told to serve: `[NAME[:VERSION]=]PATH`, and the repository's folder. Pure."""
+"""Which models a server is told to serve: `[NAME[:VERSION]=]PATH`, and the repository's folder."""
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +23,20 @@ class Named:
 def parse_model(text: str) -> Named:
     """What `[NAME[:VERSION]=]PATH` means. The name is the file's, the version 1, unless they are given.
 
-    A folder whose name is a number is a version of the folder above it.
+    A folder whose name is a number is a version of the folder above it. Folders may be called after values
+    (`runs/lr=0.1`): what stands before the first "=" is a label only if it can be a name, and a path that is
+    there as a whole has none.
 
     Raises:
         ValueError: if it means nothing.
     """
-    label, found, place = text.rpartition("=")
-    path = Path(place)
-    if not place:
+    label, found, place = text.partition("=")
+    name, colon, number = label.partition(":")
+    labelled = bool(found) and _NAME.fullmatch(name) is not None and not os.path.lexists(text)
+    path = Path(place if labelled else text)
+    if not (place if labelled else text):
         raise ValueError(f"must be [NAME[:VERSION]=]PATH. Received: {text!r}.")
-    if found:
-        name, colon, number = label.partition(":")
+    if labelled:
         if colon and not _VERSION.fullmatch(number):
             raise ValueError(f"a version must be a whole number, 1 or more. Received: {text!r}.")
         version = int(number) if colon else 1

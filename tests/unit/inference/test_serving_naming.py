@@ -16,7 +16,11 @@ from hvdext.inference.serving.settings import Settings
         ("out/my.model.keras", "my.model", 1, "out/my.model.keras"),
         ("digits=model.keras", "digits", 1, "model.keras"),
         ("digits:7=a/b.keras", "digits", 7, "a/b.keras"),
-        ("digits=x=y.keras", None, None, None),
+        ("digits=x=y.keras", "digits", 1, "x=y.keras"),
+        ("/runs/lr=0.1/model.keras", "model", 1, "/runs/lr=0.1/model.keras"),
+        ("m=/runs/lr=0.1/model.keras", "m", 1, "/runs/lr=0.1/model.keras"),
+        ("m:2=/runs/a:b=1/model.keras", "m", 2, "/runs/a:b=1/model.keras"),
+        ("/runs/lr=0.1/3", None, None, None),
         ("saved/digits", "digits", 1, "saved/digits"),
         ("saved/digits/3", "digits", 3, "saved/digits/3"),
         ("saved/digits/3/", "digits", 3, "saved/digits/3"),
@@ -36,6 +40,13 @@ def test_models_have_names(text, name, version, path):
             parse_model(text)
     else:
         assert parse_model(text) == Named(name, version, Path(path))
+
+
+def test_a_path_that_is_there_has_no_label(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=0.1" / "digits" / "1").mkdir(parents=True)
+    assert parse_model("lr=0.1/digits/1") == Named("digits", 1, Path("lr=0.1/digits/1"))
+    assert parse_model("lr=0.2/digits/1") == Named("lr", 1, Path("0.2/digits/1"))
 
 
 def test_a_name_stands_for_one_model():
