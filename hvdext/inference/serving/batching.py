@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hvdext.inference.serving.service import InvalidRequest
+
 Tensors = dict[str, np.ndarray]
 
 
@@ -45,8 +47,22 @@ class Request:
     def part_done(self, part: Part, outputs: Tensors) -> None:
         """Keeps a part's outputs; the last one answers the request."""
         part.outputs = outputs
-        if all(part.outputs is not None for part in self.parts):
-            self.finish(_joined([part.outputs for part in self.parts if part.outputs is not None]))
+        pieces = [part.outputs for part in self.parts if part.outputs is not None]
+        if len(pieces) == len(self.parts):
+            self.finish(self._differing(pieces) or _joined(pieces))
+
+    def _differing(self, pieces: Sequence[Tensors]) -> InvalidRequest | None:
+        """Outputs may be as wide as what is longest in their batch: those of two batches make no array."""
+        for name in pieces[0]:
+            shapes = sorted({piece[name].shape[1:] for piece in pieces})
+            if len(shapes) > 1:
+                most = self.parts[0].rows
+                return InvalidRequest(
+                    f"Output {name!r} has rows of shape {shapes[0]} in one part of the request and "
+                    f"{shapes[-1]} in another, which cannot be joined: send at most {most} rows. "
+                    f"Received: {self.rows}."
+                )
+        return None
 
 
 @dataclass(eq=False)

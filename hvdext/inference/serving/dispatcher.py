@@ -150,11 +150,23 @@ class Dispatcher:
         if error is None:
             self._count(version, parts, rows)
             for part, outputs in zip(parts, batching.cut_outputs(frame.tensors, parts), strict=True):
-                part.request.part_done(part, outputs)
+                self._part_done(version, part, outputs)
         else:
             self._try_again(version, parts, error, batch == lane.suspect)
         self.run()
         self._on_done()
+
+    def _part_done(self, version, part, outputs):
+        """Whatever is wrong with one answer, the others of the batch get theirs."""
+        try:
+            part.request.part_done(part, outputs)
+        except Exception as error:
+            part.request.finish(
+                ComputationFailed(
+                    f"{version.name}:{version.number} gave outputs that make no answer: "
+                    f"{type(error).__name__}: {error}"
+                )
+            )
 
     def _try_again(self, version: Version, parts: Iterable[Part], error: Exception, suspect: bool) -> None:
         """One bad request must not fail its neighbours: each runs alone, and only what fails alone is bad.

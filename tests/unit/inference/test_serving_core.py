@@ -3,6 +3,7 @@
 import asyncio
 import collections
 import contextlib
+import re
 import threading
 import time
 import weakref
@@ -91,6 +92,38 @@ def test_outputs_of_a_wrong_length_are_no_answer(tmp_path):
             await cluster.ask(1, 2)
 
     serve(tmp_path, program, load=lambda path, stage, stages: Short())
+
+
+class Wide(Model):
+    """As wide as the largest value of the batch."""
+
+    def run(self, inputs):
+        rows = inputs["x"]
+        if 9 in rows:
+            return {"other": rows}  # not even the same outputs
+        return {"y": np.repeat(rows, max(1, int(rows.max())), axis=1)}
+
+
+@pytest.mark.parametrize(
+    ("last", "expected", "message"),
+    [
+        (2, InvalidRequest, r"'y' has rows of shape \(1,\) .* \(2,\) .*: send at most 4 rows. Received: 6"),
+        (9, ComputationFailed, "m:1 gave outputs that make no answer: KeyError"),
+    ],
+)
+def test_parts_that_cannot_be_joined_fail_alone(tmp_path, last, expected, message):
+    async def program(cluster):
+        def ask(*values):
+            return cluster.core.infer("m", 1, {"x": np.array(values, np.float32)[:, None]}, timeout=5)
+
+        cut, neighbour = await asyncio.gather(ask(1, 1, 1, 1, 1, last), ask(1), return_exceptions=True)
+        assert isinstance(cut, expected)
+        assert re.search(message, str(cut))
+        assert len(next(iter(neighbour[1].values()))) == 1
+        assert cluster.core.status()["models"][0]["batch_sizes"] == {"4": 1, "3": 1}
+
+    load = lambda path, stage, stages: Wide()  # noqa: E731
+    serve(tmp_path, program, load=load, size=1, max_batch_size=4, max_delay=0.05)
 
 
 class Gate:
