@@ -140,17 +140,15 @@ class _Decoder:
                 chunk = self._zlib.decompress(chunk, self._max_bytes + 1 - self._given)
             except zlib.error as error:
                 raise InvalidRequest(f"The body cannot be decompressed: {error}.") from error
+            if self._zlib.unused_data:  # at once: zlib would gather, and copy again, all that follows
+                raise InvalidRequest(
+                    "The compressed body must be one stream. Received: more bytes after its end."
+                )
         self._given += len(chunk)
         if self._given > self._max_bytes:
             raise _too_large(self._max_bytes)
         return chunk
 
     def end(self) -> None:
-        if self._zlib is None:
-            return
-        if not self._zlib.eof:
+        if self._zlib is not None and not self._zlib.eof:
             raise InvalidRequest("The compressed body ends early.")
-        if self._zlib.unused_data:
-            raise InvalidRequest(
-                "The compressed body must be one stream. Received: more bytes after its end."
-            )

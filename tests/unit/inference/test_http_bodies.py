@@ -164,6 +164,20 @@ def test_bad_compression(client, content, encoding, status, said):
     refused(client, status, said, content, {"Content-Encoding": encoding})
 
 
+def test_what_follows_a_compressed_body_is_not_gathered():
+    app = make_app(FakeService())
+    asked = 0
+
+    async def endless():
+        nonlocal asked
+        asked += 1
+        return {"type": "http.request", "body": zipped(TEXT) if asked == 1 else b" ", "more_body": asked < 50}
+
+    status, body = asyncio.run(call(app, endless, [(b"content-encoding", b"gzip")]))
+    assert (status, asked) == (400, 2)
+    assert "more bytes after its end" in json.loads(body)["error"]
+
+
 @pytest.mark.parametrize(
     "media_type",
     [
