@@ -286,6 +286,12 @@ def map_gradient(function, gradient):
     return function(gradient)
 
 
+def squared_norm(gradient) -> tf.Tensor:
+    """The sum of a gradient's squared numbers in float32; as in Keras, slices of one row count separately."""
+    values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+    return tf.reduce_sum(tf.square(tf.cast(values, tf.float32)))
+
+
 def is_overwritten(variable) -> bool:
     """True for variables whose "gradient" is their next value (Keras' float8 scales)."""
     return bool(getattr(variable, "overwrite_with_gradient", False))

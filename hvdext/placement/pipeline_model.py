@@ -16,7 +16,7 @@ from keras.src import backend
 from tensorflow.python.eager import context as eager_context
 
 from hvdext import agreement
-from hvdext.exchange import map_gradient
+from hvdext.exchange import map_gradient, squared_norm
 from hvdext.optimizer import build, configuration, hook_of, innermost
 from hvdext.placement.messages import Spec, pack, unpack
 from hvdext.placement.pipeline_data import (
@@ -444,11 +444,8 @@ class PipelineModel(keras.Model):
         comm, name = self._comm, f"hvdext.pipeline.{self._runner.name}.norm"
 
         def clip(gradients):
-            present = [g for g in gradients if g is not None]
-            squares = [
-                tf.reduce_sum(tf.square(tf.cast(tf.convert_to_tensor(g), tf.float32))) for g in present
-            ]
-            (total,) = comm.allreduce([tf.add_n(squares)], name)
+            mine = tf.add_n([squared_norm(g) for g in gradients if g is not None])
+            (total,) = comm.allreduce([mine], name)
             norm = tf.sqrt(total)
             limit = optimizer.global_clipnorm
             # As Keras does it: not a number for a norm that is not finite.

@@ -23,6 +23,7 @@ import tensorflow as tf
 from keras.optimizers import LossScaleOptimizer
 
 from hvdext.comm import Communicator
+from hvdext.exchange import squared_norm
 from hvdext.placement.slices.cutting import mark_of
 from hvdext.placement.slices.witness import fingerprints
 from hvdext.xla import refuse_xla
@@ -104,7 +105,7 @@ def _prepared(optimizer, comm, gradients, variables):
     check_elementwise(optimizer, variables)
     _check_same_samples(optimizer, comm, gradients, variables)
     if optimizer.clipnorm:
-        squares = [None if g is None else _squares(g) for g in gradients]
+        squares = [None if g is None else squared_norm(g) for g in gradients]
         squares = _over_slices(comm, squares, variables)
         return [
             None if s is None else _clipped(g, s, optimizer.clipnorm)
@@ -113,8 +114,8 @@ def _prepared(optimizer, comm, gradients, variables):
     if optimizer.global_clipnorm:
         present = [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
         zero = tf.zeros([], tf.float32)
-        cut = sum((_squares(g) for g, v in present if mark_of(v)), zero)
-        whole = sum((_squares(g) for g, v in present if not mark_of(v)), zero)
+        cut = sum((squared_norm(g) for g, v in present if mark_of(v)), zero)
+        whole = sum((squared_norm(g) for g, v in present if not mark_of(v)), zero)
         (total,) = comm.allreduce([cut], "hvdext.slices.update.norm")
         total += whole
         return [g if g is None else _clipped(g, total, optimizer.global_clipnorm) for g in gradients]
@@ -146,7 +147,7 @@ def _check_same_samples(optimizer, comm, gradients, variables):
     whole = [g for g, v in zip(gradients, variables, strict=True) if g is not None and not mark_of(v)]
 
     def compare():
-        squares = sum(map(_squares, whole), tf.zeros([], tf.float32))
+        squares = sum(map(squared_norm, whole), tf.zeros([], tf.float32))
         everyone = comm.allgather(
             tf.stack([squares, *fingerprints()])[tf.newaxis], "hvdext.slices.update.samples"
         )
@@ -191,10 +192,6 @@ def _variables(optimizer, trainable_variables):
 
 def _values(gradient):
     return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-
-
-def _squares(gradient):
-    return tf.reduce_sum(tf.square(tf.cast(_values(gradient), tf.float32)))
 
 
 def _mapped(function, gradient):

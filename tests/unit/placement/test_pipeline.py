@@ -150,6 +150,23 @@ def test_clipping_by_the_norm_over_all_stages():
     assert_close(merged(run_ranks(2, lambda comm: trained(make()))), trained(cases.plain()), 1e-6)
 
 
+def test_clipping_by_the_norm_counts_repeated_rows_as_keras_does():
+    @cases.seeded
+    def reader():
+        words = layers.Embedding(3, 4, name="words")
+        stack = [words, layers.Flatten(name="flat"), layers.Dense(1, name="out")]
+        return keras.Sequential([keras.Input((5,), dtype="int32"), *stack], name="reader")
+
+    x, y = np.random.default_rng(3).integers(0, 3, (8, 5)), np.ones((8, 1))
+
+    def trained(model):
+        model.compile(keras.optimizers.SGD(1.0, global_clipnorm=0.1), "mse")
+        model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
+        return cases.values(model)
+
+    assert_close(merged(run_ranks(2, lambda comm: trained(make(reader)))), trained(reader()), 1e-6)
+
+
 def test_all_stages_skip_an_overflow_together():
     @cases.seeded
     def mixed():
