@@ -31,8 +31,11 @@ def without_values() -> Iterator[keras.StatelessScope]:
         global_state.set_global_attribute(_WAITING, before)
 
 
-def first_value(variable: keras.Variable) -> tf.Tensor:
-    """The value of a variable; of one without, what its initializer makes."""
+def first_value(variable: keras.Variable, scope: keras.StatelessScope) -> tf.Tensor:
+    """The value of a variable; of one without, what `scope` holds, or its initializer makes."""
+    assigned = scope.get_current_value(variable)
+    if assigned is not None:
+        return assigned
     if variable._value is not None:
         return tf.convert_to_tensor(variable._value)
     return tf.cast(variable._initializer(variable.shape, dtype=variable.dtype), variable.dtype)

@@ -10,8 +10,9 @@ from keras.src.models.functional import Functional
 
 from hvdext import agreement
 from hvdext.arguments import suggests_keywords
-from hvdext.placement.deferred import first_value, without_values
+from hvdext.placement.deferred import first_value
 from hvdext.placement.grid import Grid, slices_of
+from hvdext.placement.reading import is_builder, unallocated
 from hvdext.placement.slices.attention import SlicedGroupQueryAttention, SlicedMultiHeadAttention
 from hvdext.placement.slices.convolution import SlicedConv2D
 from hvdext.placement.slices.cutting import mark_of
@@ -39,7 +40,8 @@ def slice_layers(
 
     Args:
         model: functional or `Sequential`, also with such models inside, built and not compiled; or a function
-            that builds one and returns it: then no rank ever holds the whole model.
+            that builds one and returns it: then no rank ever holds the whole model, but for the values that
+            the function assigns, such as weights from a file.
         rules: maps patterns on layers' paths ("encoder/up", "*/query") to ways of cutting:
 
             - a `Dense`: "column", "row", or "vocabulary": by column, the model's output stays cut, for
@@ -59,7 +61,7 @@ def slice_layers(
             models or rules differ.
     """
     comm = slices_of(grid)
-    model = _model_of(model)
+    model, scope = _model_of(model)
     shapes = [f"{tuple(v.shape)} {tf.as_dtype(v.dtype).name}" for v in model.variables]
     agreement.check(comm, "hvd.slice_layers", {"rules": dict(rules), "variables": shapes})
     cuts = cuts_of(model, rules)
@@ -69,7 +71,7 @@ def slice_layers(
         )
     assert _names(cut) == _names(model)
     for source, target in zip(model.variables, cut.variables, strict=True):
-        value = first_value(source) if comm.rank == 0 else tf.zeros(source.shape, source.dtype)
+        value = first_value(source, scope) if comm.rank == 0 else tf.zeros(source.shape, source.dtype)
         (value,) = comm.broadcast([value], 0, "hvdext.slices.weights")
         marked = mark_of(target)
         target.assign(value if marked is None else marked[0].of(value))
@@ -77,9 +79,10 @@ def slice_layers(
 
 
 def _model_of(model):
-    if not isinstance(model, keras.Model) and callable(model):
-        with without_values():
-            model = model()
+    """The uncut model, and the scope that holds what its builder has assigned."""
+    scope = keras.StatelessScope()
+    if is_builder(model):
+        model, scope = unallocated(model)
     kinds = (keras.Sequential, Functional)
     if not isinstance(model, kinds):
         raise TypeError(
@@ -96,7 +99,7 @@ def _model_of(model):
             "`model` must not be compiled: compile the cut model. "
             f"Received: {model.name!r}, compiled with {model.optimizer.name!r}."
         )
-    return model
+    return model, scope
 
 
 def _names(model):

@@ -186,6 +186,25 @@ def test_a_builder_gives_the_same_and_no_rank_holds_the_whole():
     assert biggest == [6 * 64, 0, 0]  # on the ranks no variable has had a value
 
 
+def test_a_builder_may_assign_values():
+    given = keras.Sequential([keras.Input((6,)), keras.layers.Dense(8, name="up"), keras.layers.Dense(3)])
+    for variable in given.weights:
+        variable.assign(tf.random.normal(variable.shape))
+
+    def build():
+        model = keras.models.clone_model(given)
+        model.set_weights(given.get_weights())
+        return model
+
+    def run(comm):
+        cut = hvd.slice_layers(build, {"up": "column"})
+        return whole_over(comm)(cut.weights, [v.numpy() for v in cut.weights])
+
+    for found in run_ranks(2, run):
+        for mine, theirs in zip(found, given.get_weights(), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
 # -- the loss of cut logits ----------------------------------------------------------------------------
 
 
