@@ -13,7 +13,7 @@ from hvdext.inference.serving.frames import MAX_BODY, MAX_HEADER, Frame, FrameEr
 
 HANDSHAKE_SECONDS = 10.0
 PING_SECONDS = 5.0
-SILENCE_SECONDS = 30.0  # after which the other side counts as lost
+SILENCE_SECONDS = 30.0  # of pings without an answer, after which the other side counts as lost
 
 
 class Peer(asyncio.BufferedProtocol):
@@ -62,7 +62,7 @@ class Peer(asyncio.BufferedProtocol):
         """Asks the caller to prove that it knows the token."""
         self._transport = transport
         self._loop = asyncio.get_running_loop()
-        self._heard = self._loop.time()
+        self._unanswered = 0
         self._timer = self._loop.call_later(HANDSHAKE_SECONDS, self.end, "it did not say who it is")
         self.host = transport.get_extra_info("peername")[0]
         self.send(self._challenge)
@@ -73,7 +73,7 @@ class Peer(asyncio.BufferedProtocol):
 
     def buffer_updated(self, count):
         """Handles the frame that is complete now, if one is."""
-        self._heard = self._loop.time()
+        self._unanswered = 0
         try:
             frame = self._reader.received(count)
             if frame is None:
@@ -105,9 +105,12 @@ class Peer(asyncio.BufferedProtocol):
         self._arrived(self)
 
     def _beat(self):
-        silence = self._loop.time() - self._heard
-        if silence > SILENCE_SECONDS:
+        # Counted in pings, not read from the clock: while this loop stands still it sends none, and the
+        # answers to earlier ones lie unread until it goes on.
+        silence = self._unanswered * PING_SECONDS
+        if silence >= SILENCE_SECONDS:
             self.end(f"it has been silent for {silence:.0f} s")
             return
+        self._unanswered += 1
         self.send({"kind": "ping"})
         self._timer = self._loop.call_later(PING_SECONDS, self._beat)
