@@ -232,15 +232,16 @@ class ServingCore:
         """Begins to load models on all ranks; those that failed before are tried again.
 
         Returns:
-            Their versions; those already there are left as they are.
+            Their versions; those already there are left as they are, those being unloaded are added anew.
 
         Raises:
             OSError, ValueError: if one cannot be read, or is no model.
+            InvalidRequest: if one is being unloaded for longer than loading may take.
         """
         versions = []
         for version in await self._catalog.look_at(models):
-            if version.key in self._registry:
-                known = self._registry.find(*version.key)
+            known = await self._staying(version)
+            if known is not None:
                 if known.state is not State.UNAVAILABLE or not known.failures:
                     versions.append(known)
                     continue
@@ -251,23 +252,43 @@ class ServingCore:
         self._changed()
         return versions
 
+    async def _staying(self, version: Version) -> Version | None:
+        """The version of the same name and number that is there and will stay; None if there is none."""
+
+        def leaves():
+            known = self._registry.get(version.key)
+            return known is not None and known.unloading
+
+        with contextlib.suppress(asyncio.TimeoutError):
+            await self._until(lambda: not leaves(), self._settings.load_timeout)
+        if leaves():
+            raise self._not_loaded(version, "it is still being unloaded")
+        return self._registry.get(version.key)
+
     async def loaded(self, versions: Sequence[Version]) -> None:
         """Waits until they are ready.
 
         Raises:
-            InvalidRequest: if one cannot be loaded.
+            InvalidRequest: if one cannot be loaded, or is unloaded meanwhile.
         """
 
         def decided(version):
-            return version.settled or (version.failures and not version.loading)
+            failed = version.failures and not version.loading
+            return version.state is State.READY or failed or version.unloading
 
-        with contextlib.suppress(asyncio.TimeoutError):
-            await self._until(lambda: all(map(decided, versions)), self._settings.load_timeout)
+        while not all(map(decided, versions)):
+            try:
+                await self._until(lambda: all(map(decided, versions)), self._settings.load_timeout)
+            except asyncio.TimeoutError:
+                if not any(version.loading for version in versions):
+                    break  # otherwise a rank is at it, whose own limit ends that
         for version in versions:
-            if not version.settled:
-                raise InvalidRequest(
-                    f"{version.name}:{version.number} could not be loaded: {self._reason(version)}."
-                )
+            if version.state is not State.READY:
+                raise self._not_loaded(version, self._reason(version))
+
+    @staticmethod
+    def _not_loaded(version, reason):
+        return InvalidRequest(f"{version.name}:{version.number} could not be loaded: {reason}.")
 
     # -- what happens to the ranks -----------------------------------------------------------------
 

@@ -118,8 +118,9 @@ class Registry:
     def __iter__(self) -> Iterator[Version]:
         return iter(list(self._versions.values()))
 
-    def __contains__(self, key: tuple[str, int]) -> bool:
-        return key in self._versions
+    def get(self, key: tuple[str, int]) -> Version | None:
+        """The version of a name and number; None if there is none."""
+        return self._versions.get(key)
 
     def add(self, version: Version) -> None:
         """Adds a version that is not there yet; they stay sorted."""
@@ -127,8 +128,9 @@ class Registry:
         self._versions = dict(sorted({**self._versions, version.key: version}.items()))
 
     def remove(self, version: Version) -> None:
-        """Removes a version."""
-        self._versions.pop(version.key, None)
+        """Removes a version, but not another that has been added in its place."""
+        if self._versions.get(version.key) is version:
+            del self._versions[version.key]
 
     def of(self, name: str) -> list[Version]:
         """All versions of a model, the lowest first.

@@ -63,10 +63,19 @@ class Rollout:
         return orphans
 
     def remove(self, version: Version) -> None:
-        """Takes a version off all lanes."""
+        """Takes a version off all ranks.
+
+        Those of a pipeline may have a stage of it although others have failed; one that still loads it drops
+        it when it is through, since a worker does what it is told one after the other.
+        """
+        version.unloading = True
         self._registry.remove(version)
-        for index in version.ready:
-            self._lanes[index].tell({"kind": "unload", "model": version.uid})
+        for lane in self._lanes:
+            self._drop(version, lane)
+
+    @staticmethod
+    def _drop(version, lane):
+        lane.tell({"kind": "unload", "model": version.uid})
 
     def _begin(self, version, lane):
         version.loading.add(lane.index)
@@ -103,9 +112,10 @@ class Rollout:
             late = f"it has not been loaded within {self._settings.load_timeout:g} s"
             reason = str(error) if isinstance(error, RankFailed) else late
             for rank, answer in zip(lane.ranks, answers, strict=True):
-                if not answer.done() or answer.cancelled() or answer.exception() is not None:
+                if answer.cancelled() or (answer.done() and answer.exception() is not None):
                     version.failures[rank] = reason
                     self._note(f"{version.name}:{version.number} cannot be loaded on rank {rank}: {reason}")
+            self._drop(version, lane)
         else:
             if lane.workers != connected:
                 return
@@ -113,8 +123,8 @@ class Rollout:
             version.platform = frames[0].header["platform"]
             version.ready[lane.index] = lane.ranks
         version.loading.discard(lane.index)
-        if version.key not in self._registry or version.unloading:
-            lane.tell({"kind": "unload", "model": version.uid})
+        if version.unloading:
+            self._drop(version, lane)
         version.settle()
         self._on_change()
 

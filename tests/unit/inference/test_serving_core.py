@@ -10,7 +10,7 @@ import weakref
 
 import numpy as np
 import pytest
-from serving_ranks import Cluster, Model, serve
+from serving_ranks import Cluster, Gate, Model, serve
 
 from hvdext.inference.serving.service import (
     ComputationFailed,
@@ -124,19 +124,6 @@ def test_parts_that_cannot_be_joined_fail_alone(tmp_path, last, expected, messag
 
     load = lambda path, stage, stages: Wide()  # noqa: E731
     serve(tmp_path, program, load=load, size=1, max_batch_size=4, max_delay=0.05)
-
-
-class Gate:
-    """Holds batches back until it is opened."""
-
-    def __init__(self):
-        self.open = threading.Event()
-        self.came = threading.Semaphore(0)
-
-    def __call__(self, rows):
-        if rows.any():  # not the warm-up
-            self.came.release()
-            assert self.open.wait(10)
 
 
 def test_deadlines_and_cancelled_requests_leave_the_queue(tmp_path):
