@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import keras
 
 from hvdext.arguments import suggests_keywords
+from hvdext.sync.checks import require_real
 from hvdext.sync.parameter_sync import ParameterSync
 from hvdext.sync.rule import Mean, Outer, Pull
 from hvdext.sync.what import Matching, Rotating, What
@@ -330,16 +332,14 @@ def SlowMo(
     Raises:
         ValueError: besides `ParameterSync`'s, if `beta` or `alpha` lies outside.
     """
-    if not 0 <= beta < 1:
-        raise ValueError(f"`beta` must lie in [0, 1). Received: beta={beta!r}.")
-    if not alpha > 0:
-        raise ValueError(f"`alpha` must be above 0. Received: alpha={alpha!r}.")
+    require_real("beta", beta, lambda beta: 0 <= beta < 1, "lie in [0, 1)")
+    require_real("alpha", alpha, lambda alpha: 0 < alpha < math.inf, "be a number above 0")
     return ParameterSync(
         Every(every),
         what=what,
         wire=wire,
         whom=whom,
-        rule=Outer(keras.optimizers.SGD(alpha, momentum=beta)),
+        rule=Outer(keras.optimizers.SGD(float(alpha), momentum=float(beta))),
         on_nonfinite=on_nonfinite,
     )
 

@@ -6,6 +6,7 @@ and m the mean of the s of all ranks that met.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import keras
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from hvdext.arguments import suggests_keywords
 from hvdext.optimizer import hooks_of
+from hvdext.sync.checks import require_real
 
 _WEIGHTS = (None, "samples", "steps")
 
@@ -84,9 +86,9 @@ class Pull(Rule):
     centre_rate: float | None = None
 
     def __post_init__(self):
-        _require_in("alpha", self.alpha, 0 < self.alpha <= 1, "(0, 1]")
+        require_real("alpha", self.alpha, lambda alpha: 0 < alpha <= 1, "lie in (0, 1]")
         if self.centre_rate is not None:
-            _require_in("centre_rate", self.centre_rate, 0 < self.centre_rate <= 1, "(0, 1]")
+            require_real("centre_rate", self.centre_rate, lambda rate: 0 < rate <= 1, "lie in (0, 1]")
         # Ranks compare settings by how they print: 1 and 1.0 are the same.
         object.__setattr__(self, "alpha", float(self.alpha))
         object.__setattr__(self, "centre_rate", None if self.centre_rate is None else float(self.centre_rate))
@@ -116,11 +118,11 @@ class Outer(Rule):
     that fragment's rounds.
 
     Args:
-        optimizer: a plain Keras optimizer; it is copied, never changed.
+        optimizer: a plain Keras optimizer, also of a class of your own; it is copied, never changed.
         alpha: in [0, 1], the share of its own values that a rank keeps; 0: none, as DiLoCo does it.
 
     Raises:
-        TypeError: if `optimizer` is not a plain Keras optimizer.
+        TypeError: if `optimizer` is not a plain Keras optimizer, or cannot be copied by way of its config.
         ValueError: if `alpha` lies outside.
     """
 
@@ -134,27 +136,31 @@ class Outer(Rule):
                 "`optimizer` must be a plain Keras optimizer, such as keras.optimizers.SGD(0.7), "
                 f"neither scaled nor distributed. Received: optimizer={optimizer!r}."
             )
-        _require_in("alpha", alpha, 0 <= alpha <= 1, "[0, 1]")
+        require_real("alpha", alpha, lambda alpha: 0 <= alpha <= 1, "lie in [0, 1]")
         self.alpha = float(alpha)
-        self._settings = keras.optimizers.serialize(optimizer)
-        # Keras numbers its optimizers: a rank that has made one more means the same.
-        self._settings["config"].pop("name", None)
+        # Keras would look for the class by its name, and not find one of the user's own.
+        self._kind = type(optimizer)
+        try:
+            self._config = keras.optimizers.serialize(optimizer)["config"]
+            # Keras numbers its optimizers: a rank that has made one more means the same.
+            self._config.pop("name", None)
+            self.new_optimizer()
+        except Exception as error:  # the user's own class may raise anything
+            raise TypeError(
+                "`optimizer` (`outer` of a preset) must be one that its class can make again, by "
+                f"{self._kind.__name__}.from_config(optimizer.get_config()), as each fragment has a copy. "
+                f"Received: {optimizer!r}, with {type(error).__name__}: {error}"
+            ) from error
 
     def new_optimizer(self) -> keras.optimizers.Optimizer:
         """A fresh copy of the outer optimizer."""
-        return keras.optimizers.deserialize(self._settings)
+        return self._kind.from_config(copy.deepcopy(self._config))
 
     def __repr__(self) -> str:
-        config = self._settings["config"]
-        return f"Outer({self._settings['class_name']}({config}), alpha={self.alpha})"
+        return f"Outer({self._kind.__name__}({self._config}), alpha={self.alpha})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Outer) and repr(self) == repr(other)
 
     def __hash__(self) -> int:
         return hash(repr(self))
-
-
-def _require_in(name, value, holds, interval):
-    if not holds:
-        raise ValueError(f"`{name}` must lie in {interval}. Received: {name}={value!r}.")

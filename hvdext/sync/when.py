@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hvdext.arguments import suggests_keywords
+from hvdext.sync.checks import require_real
 
 
 class Schedule:
@@ -240,10 +241,10 @@ class Adaptive(When):
                 "Exactly one of `divergence` and `overhead` must be given. "
                 f"Received: divergence={divergence!r}, overhead={overhead!r}."
             )
-        if divergence is not None and not divergence > 0:
-            raise ValueError(f"`divergence` must be above 0. Received: divergence={divergence!r}.")
-        if overhead is not None and not 0 < overhead < 1:
-            raise ValueError(f"`overhead` must lie between 0 and 1. Received: overhead={overhead!r}.")
+        if divergence is not None:
+            require_real("divergence", divergence, lambda target: target > 0, "be a number above 0")
+        if overhead is not None:
+            require_real("overhead", overhead, lambda target: 0 < target < 1, "lie between 0 and 1")
 
     @property
     def measures(self) -> str:  # type: ignore[override]

@@ -364,6 +364,14 @@ REFUSED = {
     "delay": (lambda s: s.Every(4, delay=4), "`delay` must be below `steps`, 4. Received: delay=4."),
     "alpha of a pull": (lambda s: s.Pull(1.5), "`alpha` must lie in (0, 1]. Received: alpha=1.5."),
     "no pull": (lambda s: s.Pull(0), "`alpha` must lie in (0, 1]. Received: alpha=0."),
+    "a pull in words": (lambda s: s.Pull("x"), "`alpha` must lie in (0, 1]. Received: alpha='x'."),
+    "a pull by nothing": (lambda s: s.Pull(None), "`alpha` must lie in (0, 1]. Received: alpha=None."),
+    "a pull by truth": (lambda s: s.Pull(True), "`alpha` must lie in (0, 1]. Received: alpha=True."),
+    "centre by truth": (lambda s: s.Pull(0.5, True), "`centre_rate` must lie in (0, 1]. Received"),
+    "alpha of an outer in words": (
+        lambda s: s.Outer(keras.optimizers.SGD(), alpha="x"),
+        "`alpha` must lie in [0, 1]. Received: alpha='x'.",
+    ),
     "alpha of an outer": (
         lambda s: s.Outer(keras.optimizers.SGD(), alpha=-0.1),
         "`alpha` must lie in [0, 1]. Received: alpha=-0.1.",
@@ -381,6 +389,12 @@ REFUSED = {
         "`rule` must do without values that all ranks have in common",
     ),
     "on_nonfinite": (lambda s: s.LocalSGD(2, on_nonfinite="ignore"), "`on_nonfinite` must be one of"),
+    "divergence": (
+        lambda s: s.Adaptive(1, 2, divergence="x"),
+        "`divergence` must be a number above 0. Received: divergence='x'.",
+    ),
+    "slow momentum": (lambda s: s.SlowMo(2, beta=None), "`beta` must lie in [0, 1). Received: beta=None."),
+    "slow rate": (lambda s: s.SlowMo(2, alpha="x"), "`alpha` must be a number above 0. Received: alpha='x'."),
     "momentum": (lambda s: s.SlowMo(2, beta=1.0), "`beta` must lie in [0, 1). Received: beta=1.0."),
 }
 
@@ -399,6 +413,48 @@ def test_arguments_are_refused_where_they_are_given(name):
 def test_an_outer_optimizer_must_be_one(optimizer):
     with pytest.raises(TypeError, match="`optimizer` must be a plain Keras optimizer"):
         hvd.sync.Outer(optimizer)
+
+
+class SlowedSGD(keras.optimizers.SGD):
+    """Registered nowhere."""
+
+    def __init__(self, learning_rate=0.1, slowness=2.0, **options):
+        super().__init__(learning_rate, **options)
+        self.slowness = slowness
+
+    def update_step(self, gradient, variable, learning_rate):
+        super().update_step(gradient, variable, learning_rate / self.slowness)
+
+    def get_config(self):
+        return super().get_config() | {"slowness": self.slowness}
+
+
+def test_an_outer_optimizer_may_be_of_a_class_of_ones_own():
+    """A step of 0.5 / 5 by the pseudo-gradient of -1 that a bias of 1 is."""
+
+    class SGD(SlowedSGD):
+        """Keras has one of this name, too, and finds no class within a function."""
+
+    for kind in (SlowedSGD, SGD):
+        rule = hvd.sync.Outer(kind(0.5, slowness=5.0))
+        assert rule == hvd.sync.Outer(kind(0.5, slowness=5.0)) != hvd.sync.Outer(kind(0.5, slowness=4.0))
+        assert type(rule.new_optimizer()) is kind
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        sync = hvd.sync.DiLoCo(1, outer=kind(0.5, slowness=5.0))
+        with use(SoloComm()):
+            sync.begin(model)
+            model.layers[0].bias.assign([1.0])
+            sync.step()
+        np.testing.assert_allclose(model.layers[0].bias, [0.1], rtol=1e-6)
+
+
+def test_an_outer_optimizer_that_cannot_be_copied_is_refused_at_once():
+    class Made(keras.optimizers.SGD):
+        def __init__(self, pace):
+            super().__init__(pace)
+
+    with pytest.raises(TypeError, match=r"`optimizer` \(`outer` of a preset\) must be .* Made\.from_config"):
+        hvd.sync.DiLoCo(4, outer=Made(0.1))
 
 
 def test_an_answer_must_be_one():
