@@ -37,6 +37,8 @@ class Background:
     def _work(self):
         while (job := self._jobs.get()) is not None:
             future, action, args = job
+            if not future.set_running_or_notify_cancel():
+                continue
             try:
                 future.set_result(action(*args))
             except BaseException as error:

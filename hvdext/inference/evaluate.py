@@ -15,7 +15,8 @@ from hvdext.data.checks import require_choice
 from hvdext.inference.predict import VERBOSE
 from hvdext.inference.preparing import prepare
 from hvdext.inference.progress import Progress
-from hvdext.inference.sources import Source, make_source, order_problem
+from hvdext.inference.source import Source, order_problem
+from hvdext.inference.sources import make_source
 
 
 @suggests_keywords
@@ -109,6 +110,7 @@ def _run(model: keras.Model, source: Source, rank: int, size: int, verbose: str 
         logs = step(data)
         rows, batches = rows + count, batches + 1
         progress.update(min(rows * size, source.rows or rows * size), batches * size)
+    source.end()
     if logs is None:
         return None
     progress.finish(rows * size if source.rows is None else source.rows)

@@ -20,7 +20,7 @@ from hvdext.comm import Communicator
 from hvdext.inference import values
 from hvdext.inference.parts import Part, Report, exchange
 from hvdext.inference.rounds import Pace, Run, next_runs
-from hvdext.inference.sources import Source, order_problem
+from hvdext.inference.source import Source, order_problem
 
 ROUND = "hvdext.predict.round"
 END = "hvdext.predict.end"
@@ -176,10 +176,11 @@ class Gathering:
 
     def _check_end(self):
         """Of data of unknown length each rank has looked for its own batches only."""
-        if self._failure is None and self._source.batches is None:
+        if self._failure is None:
             end = self._start + self.batches
             try:
-                if not self._source.ends_at(end):
+                self._source.end()
+                if self._source.batches is None and not self._source.ends_at(end):
                     raise ValueError(f"the data has other batches here than the {end} of all ranks together")
             except Exception as error:
                 self._fail("the end", error)

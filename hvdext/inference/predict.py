@@ -19,7 +19,8 @@ from hvdext.inference.output_folder import Done, OutputFolder
 from hvdext.inference.preparing import prepare, trace
 from hvdext.inference.progress import Progress
 from hvdext.inference.sinks import InMemory, Nowhere, OnDisk
-from hvdext.inference.sources import Source, make_source
+from hvdext.inference.source import Source
+from hvdext.inference.sources import make_source
 
 VERBOSE: tuple[Any, ...] = ("auto", 0, 1, 2)
 

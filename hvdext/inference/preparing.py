@@ -10,9 +10,9 @@ import tensorflow as tf
 
 from hvdext import agreement
 from hvdext.comm import Communicator
-from hvdext.inference.sources import Source
-from hvdext.sync.digest import digest
-from hvdext.variables import is_built, model_variables
+from hvdext.inference.identity import architecture_digest, weights_digest
+from hvdext.inference.source import Source
+from hvdext.variables import is_built
 
 
 def prepare(
@@ -47,7 +47,12 @@ def prepare(
         check()
         check_model(model, subject)
         source = make()
-        facts = source.facts() | {"weights (SHA-256)": weights_digest(model, source)}
+        if not is_built(model) and (spec := source.spec()) is not None:
+            trace(model, spec)
+        facts = source.facts() | {
+            "weights (SHA-256)": weights_digest(model),
+            "architecture (SHA-256)": architecture_digest(model),
+        }
     except Exception as error:  # reading the first batch runs the user's code
         cause = error
         problem = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
@@ -77,16 +82,6 @@ def check_model(model: Any, subject: str) -> None:
         f"`model` must be whole on every rank. Received: {kind}, on which all ranks call "
         f"`model.{method}` together."
     )
-
-
-def weights_digest(model: keras.Model, source: Source) -> str | None:
-    """Tells weights apart; None if the model has none yet and nothing says what it is for."""
-    if not is_built(model) and (spec := source.spec()) is not None:
-        trace(model, spec)
-    if not is_built(model):
-        return None
-    weights = {id(variable) for variable in model.variables}
-    return digest([variable for variable in model_variables(model) if id(variable) in weights])
 
 
 def trace(model: keras.Model, spec: Any) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import keras
 import tensorflow as tf
@@ -20,6 +22,8 @@ class SavedModel(keras.Model):
     Attributes:
         inputs_spec: the `tf.TensorSpec` of what it takes, by name, in the names' order.
         outputs_spec: of what it gives.
+        graph_digest: the SHA-256 of the file that says what it computes and of its assets, such as
+            vocabularies.
 
     Args:
         path: the folder.
@@ -39,6 +43,7 @@ class SavedModel(keras.Model):
                 f"Received: one with {sorted(signatures)}. Export it with model.export(path)."
             )
         self.function = signatures[SIGNATURE]
+        self.graph_digest = _graph_digest(Path(path))
         # TensorFlow gives them in an order that differs from process to process.
         self.inputs_spec = dict(sorted(self.function.structured_input_signature[1].items()))
         self.outputs_spec = dict(sorted(self.function.structured_outputs.items()))
@@ -77,3 +82,12 @@ class _Untracked:
 
     def __init__(self, value):
         self.value = value
+
+
+def _graph_digest(folder):
+    found = hashlib.sha256()
+    assets = [path for path in folder.glob("assets/**/*") if path.is_file()]
+    for path in [*folder.glob("saved_model.pb*"), *sorted(assets)]:
+        found.update(f"{path.relative_to(folder)} {path.stat().st_size};".encode())
+        found.update(path.read_bytes())
+    return found.hexdigest()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import abc
-import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,57 +12,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvdext.background import Background
 from hvdext.data.checks import require_int
+from hvdext.inference.py_dataset_source import PyDatasetSource
+from hvdext.inference.read_ahead import read_ahead
 from hvdext.inference.records import Records
-from hvdext.inference.rounds import evenly
-from hvdext.inference.rows import NpyFolderRows, Rows, as_tensor, batch_spec, row_count, rows_of
+from hvdext.inference.rows import NpyFolderRows, Rows, rows_of
+from hvdext.inference.source import Source, fingerprint, rows_in
 
 DEFAULT_BATCH_SIZE = 32  # as in Keras
 _SAMPLES = 16  # rows by which arrays are told apart
 _END = object()
-
-
-class Source(abc.ABC):
-    """Batches in their order, each in the form in which Keras hands it to a model's step.
-
-    Attributes:
-        batches: how many; None: not known.
-        rows: how many; None: not known.
-        seen: batches that `share` has gone through to find its own; 0 where it need not look.
-        landmarks: fingerprints of batches 0, 1, 3, 7, 15, ..., as far as this rank has come; for sources that
-            ranks might go through in different orders.
-    """
-
-    batches: int | None = None
-    rows: int | None = None
-    seen: int = 0
-    landmarks: Sequence[str] = ()
-
-    @abc.abstractmethod
-    def read(self, start: int, stop: int) -> Iterator[tuple[Any, int]]:
-        """Batches `start` to `stop` - 1 with their numbers of rows, or as many of them as there are.
-
-        Calls come with growing `start`, and never go back.
-        """
-
-    def share(self, rank: int, size: int) -> Iterator[tuple[Any, int]]:
-        """This rank's share of all batches, whatever their order."""
-        assert self.batches is not None
-        run = evenly(0, self.batches, size)[rank]
-        return self.read(run.start, run.stop)
-
-    def ends_at(self, count: int) -> bool:
-        """Whether there are `count` batches, neither more nor less; where `batches` does not say it."""
-        return self.batches == count
-
-    @abc.abstractmethod
-    def spec(self) -> Any:
-        """The type of a batch; None if it cannot be known without one."""
-
-    @abc.abstractmethod
-    def facts(self) -> dict[str, object]:
-        """What all ranks must have alike, and a later run that goes on with this one."""
 
 
 class RowSource(Source):
@@ -98,8 +55,8 @@ class RowSource(Source):
 
     def read(self, start: int, stop: int) -> Iterator[tuple[Any, int]]:
         """As in `Source`."""
-        batches = map(self._batch, range(start, stop))
-        return read_ahead(batches) if self._is_on_disk else batches
+        numbers = range(start, stop)
+        return read_ahead(self._batch, numbers) if self._is_on_disk else map(self._batch, numbers)
 
     def spec(self) -> Any:
         """As in `Source`."""
@@ -207,49 +164,6 @@ class DatasetSource(Source):
         return batch, rows_in(batch)
 
 
-class PyDatasetSource(Source):
-    """A `keras.utils.PyDataset`: each rank asks for its own batches."""
-
-    def __init__(self, dataset: keras.utils.PyDataset):
-        if dataset.num_batches is None:
-            raise ValueError("`x` must come to an end. Received: a PyDataset whose `num_batches` is None.")
-        self._dataset = dataset
-        self.batches = int(dataset.num_batches)
-        self._first = self._load(0) if self.batches else None
-
-    def read(self, start: int, stop: int) -> Iterator[tuple[Any, int]]:
-        """As in `Source`."""
-        return read_ahead(map(self._batch, range(start, stop)))
-
-    def spec(self) -> Any:
-        """As in `Source`."""
-        if self._first is None:
-            return None
-        return keras.tree.map_structure(lambda leaf: leaf if leaf is None else batch_spec(leaf), self._first)
-
-    def facts(self) -> dict[str, object]:
-        """As in `Source`."""
-        first = "there is none" if self._first is None else fingerprint(self._first)
-        return {
-            "batches": self.batches,
-            "type of a batch": str(self.spec()),
-            "SHA-256 of the first batch": first,
-        }
-
-    def _batch(self, number):
-        batch = self._first if number == 0 else self._load(number)
-        return batch, rows_in(batch)
-
-    def _load(self, number):
-        batch = self._dataset[number]
-        if isinstance(batch, list):
-            batch = tuple(batch)
-        if not isinstance(batch, (tuple, dict)):
-            batch = (batch,)
-        # Keras' adapter takes types as they are.
-        return keras.tree.map_structure(_as_it_is, keras.tree.lists_to_tuples(batch))
-
-
 def make_source(
     x: Any,
     y: Any = None,
@@ -293,59 +207,6 @@ def make_source(
     if is_folder:
         _refuse_records(Path(x))
     return RowSource(x, y, sample_weight, batch_size or DEFAULT_BATCH_SIZE)
-
-
-def read_ahead(batches: Iterable) -> Iterator:
-    """The same batches; a thread fetches the next one while the caller has this one."""
-    iterator = iter(batches)
-    reader = Background("hvdext-reader")
-    try:
-        upcoming = reader.submit(next, iterator, _END)
-        while (batch := upcoming.result()) is not _END:
-            upcoming = reader.submit(next, iterator, _END)
-            yield batch
-    finally:
-        reader.stop()
-
-
-def order_problem(everyone: Sequence[Sequence[str]]) -> str | None:
-    """What is wrong if the ranks' landmarks differ; None if nothing is.
-
-    Args:
-        everyone: the landmarks of each rank, in rank order.
-    """
-    for number, found in enumerate(zip(*everyone, strict=False)):
-        if len(set(found)) > 1:
-            return (
-                f"`x` must give the same batches on all ranks, in the same order; shuffles need a seed. "
-                f"Received: different batches {2**number - 1}."
-            )
-    return None
-
-
-def rows_in(batch: Any) -> int:
-    """The number of rows of a batch, by the first input that it has."""
-    x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
-    return row_count(next(leaf for leaf in keras.tree.flatten(x) if leaf is not None))
-
-
-def fingerprint(tensors: Any) -> str:
-    """The beginning of the SHA-256 of all numbers and texts in a structure of tensors."""
-    found = hashlib.sha256()
-    for tensor in tf.nest.flatten(keras.tree.flatten(tensors), expand_composites=True):
-        if tensor is None:
-            continue
-        array = np.asarray(tensor)
-        found.update(f"{array.dtype.name} {array.shape};".encode())
-        found.update(repr(array.tolist()).encode() if array.dtype == object else array.tobytes())
-    return found.hexdigest()[:16]
-
-
-def _as_it_is(leaf):
-    if leaf is None or tf.is_tensor(leaf):
-        return leaf
-    array = np.asarray(leaf)
-    return as_tensor(array) if array.dtype == object else tf.convert_to_tensor(array)
 
 
 def _refuse_records(folder):

@@ -63,7 +63,8 @@ def joined(values: Sequence[Value]) -> Any:
         return tf.concat([_ragged(*value.arrays) for value in values], 0)
     arrays = [value.arrays[0] for value in values]
     if len(arrays) == 1:
-        return np.require(arrays[0], requirements=["A"])  # a piece of a message may lie at any byte
+        # A piece of a message may lie at any byte, and a tensor's memory may not be written to.
+        return np.require(arrays[0], requirements=["A", "W"])
     if arrays[0].ndim == 0:
         return np.stack(arrays)
     if len({array.shape[1:] for array in arrays}) == 1:

@@ -161,6 +161,12 @@ def other_weights():
     return model
 
 
+def with_relu():
+    model = small()
+    model.layers[0].activation = tf.nn.relu
+    return model
+
+
 def text_out():
     import keras
 
@@ -174,6 +180,7 @@ REFUSED = {
     "without resume": ({}, {}, "`output` must be a folder without predictions, or resume=True"),
     "other batches": ({"batch_size": 8, "resume": True}, {}, "batch_size: then 4, now 8"),
     "other weights": ({"resume": True}, {"model": other_weights}, "weights (SHA-256): then "),
+    "another activation": ({"resume": True}, {"model": with_relu}, "architecture (SHA-256): then "),
     "other data": ({"resume": True}, {"make_x": lambda: numbers() + 1}, "SHA-256 of 16 rows: then "),
 }
 
@@ -190,6 +197,30 @@ def test_not_taken_up(name, tmp_path):
     np.testing.assert_array_equal(
         np.load(tmp_path / "predictions.npy"), small().predict(numbers(), BATCH, verbose=0)
     )
+
+
+@pytest.mark.parametrize("factor", ["in the graph", "in a variable"])
+def test_another_saved_model_is_not_taken_up(factor, tmp_path):
+    """Which holds its weights apart from Keras, and may have none."""
+    for name, value in (("one", 1.0), ("two", 2.0)):
+        module = tf.Module()
+        module.factor = tf.Variable(value) if factor == "in a variable" else tf.constant(value)
+        signature = tf.function(
+            lambda x, module=module: {"y": x * module.factor}, input_signature=[tf.TensorSpec([None, 6])]
+        )
+        tf.saved_model.save(module, tmp_path / name, signatures=signature)
+    x, output = numbers(dtype="float32"), tmp_path / "out"
+
+    def predicted_by(name, **options):
+        return run_ranks(
+            2, lambda comm: hvd.predict(hvd.deploy(tmp_path / name), x, output=output, verbose=0, **options)
+        )[0]
+
+    predicted_by("one")
+    np.testing.assert_array_equal(predicted_by("one", resume=True), x)
+    changed = {"in the graph": "architecture", "in a variable": "weights"}[factor]
+    with pytest.raises(ValueError, match=changed):
+        predicted_by("two", resume=True)
 
 
 def test_refused_outputs(tmp_path):
