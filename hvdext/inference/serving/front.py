@@ -97,6 +97,7 @@ class _Front:
 
     def _make_server(self):
         from hvdext.inference.serving.app import make_app
+        from hvdext.inference.serving.http_limits import LimitedHttp
         from hvdext.inference.serving.keys import read_keys
 
         args = self._args
@@ -110,7 +111,8 @@ class _Front:
         config = uvicorn.Config(
             CloseWhenDraining(app, self._core),
             loop="none",
-            http="httptools",
+            http=LimitedHttp,
+            ws="none",  # a library that happens to be there would take connections over
             log_config=None,  # warnings and errors go to the standard error as they are
             log_level="warning",
             access_log=False,

@@ -3,48 +3,22 @@
 import contextlib
 import json
 import shutil
-import socket
 import subprocess
-import threading
-import time
 
 import browser
 import numpy as np
 import pytest
-import uvicorn
 from fuzzing import fuzz
+from http_server import serving
 from serving_fakes import FakeService, echo, mixed, scale
 from triton_inputs import asked
 
 from hvdext.inference.serving import service as s
-from hvdext.inference.serving.app import make_app
 
 triton = pytest.importorskip("tritonclient.http")
 from tritonclient.utils import InferenceServerException  # noqa: E402
 
 KEY = "a-key-of-some-length"
-
-
-@contextlib.contextmanager
-def serving(service, **settings):
-    """The address of a server in a thread."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-        config = uvicorn.Config(make_app(service, **settings), log_level="critical", lifespan="off")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        deadline = time.monotonic() + 20
-        while not server.started:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        try:
-            yield f"127.0.0.1:{port}"
-        finally:
-            server.should_exit = True
-            thread.join(20)
-            assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")
