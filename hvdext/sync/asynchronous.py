@@ -163,7 +163,9 @@ class AsynchronousEngine(Engine):
             self._check_finite(i, outcome, start)
             self._book(i, outcome, start, step)
             self.stop_requested = self.stop_requested or bool(np.any(outcome.table[:, STOPS]))
-            all_have_finished = bool(np.all(outcome.table[:, FINISHED]))
+            # A group that has met on its own goes on: the others wait for it in the next turn over all.
+            all_have_met = len(outcome.ranks) == self.comm.size
+            all_have_finished = all_have_met and bool(np.all(outcome.table[:, FINISHED]))
             self._turn += 1
             self._rest()
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import hvdext as hvd
 from hvdext.comm import SoloComm, use
+from hvdext.sync.transfer import FINISHED
 from hvdext.testing import run_ranks
 
 SIZES = [2, 4]
@@ -240,6 +241,27 @@ def test_asynchronous_ranks_may_train_different_numbers_of_steps():
         return sync.steps
 
     assert run_ranks(2, rank) == [4, 16]
+
+
+@pytest.mark.parametrize("groups", [[[0], [1]], [[0, 1], [2, 3]]])
+def test_a_group_that_has_finished_goes_on_exchanging_until_all_have(groups):
+    group_has_finished = threading.Event()
+
+    def told(exchanged):
+        if len(exchanged.outcome.ranks) == len(groups[0]) and exchanged.outcome.table[:, FINISHED].all():
+            group_has_finished.set()
+
+    def rank(comm):
+        whom = hvd.sync.Hierarchical(groups, every=2)
+        sync = hvd.sync.ParameterSync(hvd.sync.Always(), whom=whom)
+        sync.listen(told)
+        sync.begin(small_model())
+        if comm.rank not in groups[0]:
+            assert group_has_finished.wait(60)
+        sync.end()
+        return sync.totals.exchanges
+
+    assert len(set(run_ranks(sum(map(len, groups)), rank))) == 1
 
 
 def test_one_rank_asks_all_to_stop():
