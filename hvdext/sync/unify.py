@@ -134,7 +134,7 @@ def unify(
         _assign(weights, means)
     reports = comm.allgather_object(_report(variables, samples), "hvdext.consensus.report")
     skipped = _left_out(comm, plan, [report["nonfinite"] for report in reports])
-    scores = _scores(comm, model, plan)
+    scores = _scores(comm, model, optimizer, plan)
     everyones_samples = None if samples is None else [report["samples"] for report in reports]
     shares = _shares(plan, comm.size, everyones_samples, scores, skipped)
 
@@ -305,15 +305,17 @@ def _metrics(comm, model, plan, when):
     return tuple(_everywhere(comm, f"evaluate_{when}", evaluate))
 
 
-def _scores(comm, model, plan) -> list[float] | None:
+def _scores(comm, model, optimizer, plan) -> list[float] | None:
     if plan.take != "best":
         return None
     score = plan.score
     if score is None:
         score = scoring.loss_on(comm.broadcast_object(tuple(plan.probe), 0, "hvdext.consensus.probe"))
-    kept = [(v, tf.identity(v)) for v in model.variables]
+    # A user's `score` may train, or update statistics: neither is a part of what is agreed on.
+    variables = [*model.variables, *(optimizer.variables if optimizer is not None else [])]
+    kept = [(v, tf.identity(v)) for v in variables]
     scores = scoring.gather(comm, functools.partial(score, model), "hvdext.consensus.score")
-    for variable, value in kept:  # a user's `score` may have trained, or updated statistics
+    for variable, value in kept:
         variable.assign(value)
     return scores
 

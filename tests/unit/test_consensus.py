@@ -144,6 +144,23 @@ def test_probe_picks_whom_one_process_would_pick():
         assert iterations == rank  # left alone
 
 
+@pytest.mark.parametrize("optimizer_state", [True, False])
+def test_a_score_that_trains_changes_nothing(optimizer_state):
+    def one_rank(comm):
+        model = _linear()
+        model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse", jit_compile=False)
+        model.optimizer.build(model.trainable_variables)
+        variables = [*model.variables, *model.optimizer.variables]
+        before = _numbers(variables)
+        batch = np.ones((2, 2), "float32"), np.full((2, 1), 5.0, "float32")
+        options = {"score": lambda m: m.train_on_batch(*batch), "optimizer_state": optimizer_state}
+        _quiet(take="best", **options).unify(model)
+        return before, _numbers(variables)
+
+    for before, after in run_ranks(2, one_rank):
+        _assert_equal(before, after)
+
+
 def test_mixed_precision_keeps_a_loss_scale_that_is_a_power_of_two():
     def one_rank(comm):
         optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.1))
