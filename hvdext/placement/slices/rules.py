@@ -40,6 +40,14 @@ _BETWEEN = (
     L.ZeroPadding2D,
     L.Cropping2D,
 )
+# Activations that work element by element, among those of Keras. Of a user's own nobody can tell.
+# fmt: off
+_ELEMENTWISE = (
+    "celu", "elu", "exponential", "gelu", "hard_shrink", "hard_sigmoid", "hard_silu", "hard_tanh",
+    "leaky_relu", "linear", "log_sigmoid", "mish", "relu", "relu6", "selu", "sigmoid", "silu", "soft_shrink",
+    "softplus", "softsign", "sparse_plus", "sparse_sigmoid", "squareplus", "tanh", "tanh_shrink", "threshold",
+)
+# fmt: on
 
 
 @dataclass
@@ -184,7 +192,7 @@ def _keep_parts(model, cuts):
         layer = node.operation
         if cuts.ways.get(id(layer)) == "vocabulary":
             cuts.left.add(id(layer))
-        if cuts.ways.get(id(layer)) not in _OPENS or calls[id(layer)] > 1 or not _can_leave_parts(layer):
+        if cuts.ways.get(id(layer)) not in _OPENS or calls[id(layer)] > 1 or not _surely_leaves_parts(layer):
             continue
         found = follow(node.outputs[0])
         if found is not None and found[1]:
@@ -199,5 +207,17 @@ def _can_leave_parts(layer):
     return last and elementwise and layer.activity_regularizer is None
 
 
+def _surely_leaves_parts(layer):
+    """Stricter: for parts that nobody has asked for."""
+    return _can_leave_parts(layer) and _is_known_elementwise(getattr(layer, "activation", None))
+
+
 def _treats_units_alone(layer):
-    return type(layer) in _BETWEEN and _can_leave_parts(layer)
+    return type(layer) in _BETWEEN and _surely_leaves_parts(layer)
+
+
+def _is_known_elementwise(activation):
+    if isinstance(activation, keras.layers.Layer):
+        return _treats_units_alone(activation)
+    known = (getattr(keras.activations, name, None) for name in _ELEMENTWISE)
+    return activation is None or any(activation is one for one in known)

@@ -35,8 +35,9 @@ def slice_layers(
     samples. Save it by `hvd.save_uncut`.
 
     Where a layer cut by column (or filters) leads to layers cut by row (or channels) only, with nothing in
-    between but what works element by element or channel by channel, its output stays cut: the pair then
-    exchanges once forward and once backward. Elsewhere outputs are gathered.
+    between but layers and activations of Keras that work element by element or channel by channel, its output
+    stays cut: the pair then exchanges once forward and once backward. Elsewhere outputs are gathered, also
+    where an activation of your own follows: it may look at all units.
 
     Args:
         model: functional or `Sequential`, also with such models inside, built and not compiled; or a function

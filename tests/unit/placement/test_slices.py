@@ -103,6 +103,48 @@ def test_a_transformer_layer_exchanges_twice_forward_and_twice_backward():
         ]
 
 
+@keras.saving.register_keras_serializable(package="test_slices")
+def _over_units(x):
+    return x / (1 + keras.ops.sum(keras.ops.abs(x), axis=-1, keepdims=True))
+
+
+@keras.saving.register_keras_serializable(package="test_slices")
+def relu(x):
+    """Named as one of Keras' that works element by element."""
+    return _over_units(x)
+
+
+@pytest.mark.parametrize(
+    ("activations", "gathers"),
+    [
+        ((_over_units, None), True),
+        ((None, _over_units), True),
+        ((relu, None), True),
+        ((None, keras.layers.Softmax()), True),
+        ((keras.layers.LeakyReLU(0.1), "gelu"), False),
+    ],
+)
+def test_parts_meet_before_an_activation_that_may_look_at_all_units(activations, gathers):
+    inner, between = activations
+
+    def make():
+        up = keras.layers.Dense(8, inner, name="up")
+        down = keras.layers.Dense(3, name="down")
+        return keras.Sequential([keras.Input((6,)), up, keras.layers.Activation(between), down], name="mlp")
+
+    models = [make(), make()]
+    x = np.random.default_rng(0).normal(size=(5, 6)).astype("float32")
+    expected = models[0](x)
+
+    def run(comm):
+        cut = hvd.slice_layers(models[comm.rank], {"up": "column", "down": "row"})
+        return cut(x).numpy(), cut.get_layer("up").gather
+
+    for found, gather in run_ranks(2, run):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        assert gather is gathers
+
+
 def test_masks_with_heads_and_scores_hold_all_heads():
     generator = np.random.default_rng(0)
     x = generator.normal(size=(2, 3, 4)).astype("float32")
