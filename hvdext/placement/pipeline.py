@@ -16,7 +16,7 @@ from hvdext.placement.grid import Grid, neighbours
 from hvdext.placement.messages import Channel
 from hvdext.placement.pipeline_model import PipelineModel, Settings
 from hvdext.placement.plan import Plan
-from hvdext.placement.reading import calls_of, unallocated
+from hvdext.placement.reading import Calls, calls_of, unallocated
 from hvdext.placement.running import Runner
 from hvdext.placement.schedule import problem_of, programs
 from hvdext.placement.stages import Stage, cut
@@ -78,6 +78,7 @@ def pipeline(
     whole, values = _without_values(model)
     plan.check(whole)
     calls = calls_of(whole)
+    _check_rows_are_open(calls)
     chunks = cut(calls, plan)
     facts = {f"variable {i}": f"{v.path} {tuple(v.shape)} {v.dtype}" for i, v in enumerate(whole.variables)}
     agreement.check(comm, f"hvd.pipeline of model {whole.name!r}", {"model": whole.name, **facts})
@@ -123,6 +124,17 @@ def _check_arguments(comm: Communicator, model, plan, microbatches, schedule, re
         "recompute": recompute,
     }
     agreement.check(comm, "hvd.pipeline", facts, problem)
+
+
+def _check_rows_are_open(calls: Calls) -> None:
+    """Stages see micro-batches, and batches of any number of rows for predictions."""
+    for name, tensor in zip(calls.inputs, calls.model.inputs, strict=True):
+        if tuple(tensor.shape[:1]) != (None,):
+            raise ValueError(
+                "`model` must take batches of any number of rows: keras.Input(shape), without the batch's "
+                "axis, or model.build((None, ...)). "
+                f"Received: input {name!r} of shape {tuple(tensor.shape)}."
+            )
 
 
 def _without_values(model):

@@ -22,7 +22,8 @@ class Parcel:
         name: the tensor's, as in `Calls`.
         spec: its shape and dtype.
         is_mask: whether this is Keras' mask of the tensor, not the tensor itself.
-        has_gradient: whether a gradient comes back for it: it is a float, and weights have gone into it.
+        has_gradient: whether a gradient comes back for it: it is a float, real or complex, and weights have
+            gone into it.
     """
 
     name: str
@@ -56,7 +57,7 @@ def cut(calls: Calls, plan: Plan) -> list[Chunk]:
 
     Raises:
         ValueError: if a tensor would have to go back to an earlier place, layers at different places have a
-            variable in common, or a sparse tensor would have to travel.
+            variable in common, or a sparse, ragged or string tensor would have to travel.
     """
     _check_common_variables(plan)
     tensors = _symbolic_tensors(calls)
@@ -79,7 +80,7 @@ def cut(calls: Calls, plan: Plan) -> list[Chunk]:
     # Where layers take masks, the graph says so: masks are tensors as others. Fastened to the outputs they
     # matter to the loss, and then they have to come along all the way.
     with_masks = any(_mask_of(tensors[name]) is not None for name in calls.outputs)
-    boundaries = [[_parcel(n, tensors[n], False) for n in calls.inputs]]
+    boundaries = [[_parcel(n, tensors[n], False, travels=False) for n in calls.inputs]]
     for place in range(plan.places - 1):
         names = [name for name in made if made[name] <= place < needed.get(name, -1)]
         boundaries.append(_parcels(names, tensors, weighted, with_masks))
@@ -136,6 +137,12 @@ class Stage(keras.layers.Layer):
             raise RuntimeError(
                 f"Tensor {parcel.name!r} has a mask in the model's graph and none when it runs."
             )
+        if given.dtype != parcel.spec.dtype:  # as whose bytes the next stage would read it
+            raise TypeError(
+                "`model` must have layers that return the dtype which its graph says: give this one a "
+                f"compute_output_spec. Received: tensor {parcel.name!r}, {parcel.spec.dtype.name} in the "
+                f"model's graph and {given.dtype.name} when it runs."
+            )
         return tf.identity(given)
 
 
@@ -163,14 +170,20 @@ def _parcels(names, tensors, weighted, with_masks) -> list[Parcel]:
     return parcels
 
 
-def _parcel(name, tensor, is_weighted) -> Parcel:
-    if getattr(tensor, "sparse", False):
+def _parcel(name, tensor, is_weighted, travels=True) -> Parcel:
+    spec = _spec(tensor)
+    kinds = {
+        "sparse": getattr(tensor, "sparse", False),
+        "ragged": getattr(tensor, "ragged", False),
+        "string": travels and spec.dtype == tf.string,
+    }
+    for kind in (kind for kind, is_it in kinds.items() if is_it):
         raise ValueError(
-            "`model` must not give sparse tensors from one place to another. "
+            f"`model` must not give {kind} tensors from one place to another, or return them. "
             f"Received: {name!r}. Put its maker and takers at one place."
         )
-    spec = _spec(tensor)
-    return Parcel(name, spec, has_gradient=is_weighted and spec.dtype.is_floating)
+    is_float = spec.dtype.is_floating or spec.dtype.is_complex
+    return Parcel(name, spec, has_gradient=is_weighted and is_float)
 
 
 def _spec(tensor) -> Spec:

@@ -70,6 +70,42 @@ def test_training_equals_one_process(ranks, schedule, recompute):
         assert set(history) == {"loss", "late_loss", "early_loss", "late_accuracy", "early_mae"}
 
 
+class Turned(layers.Layer):
+    """Complex numbers made of real ones, turned by a trained angle."""
+
+    def build(self, shape):
+        self.angle = self.add_weight(shape=shape[1:], initializer="ones", name="angle")
+
+    def call(self, x):
+        turn = tf.complex(tf.cos(self.angle), tf.sin(self.angle))
+        return tf.complex(x, x * x) * turn
+
+
+class Parts(layers.Layer):
+    """Real and imaginary parts, weighted differently."""
+
+    def call(self, z):
+        return tf.math.real(z * z) + 3 * tf.math.imag(z)
+
+
+def test_gradients_of_complex_tensors():
+    @cases.seeded
+    def waves():
+        stack = [layers.Dense(4, activation="tanh", name="dense"), Turned(name="turn"), Parts(name="parts")]
+        return keras.Sequential([keras.Input((3,)), *stack], name="waves")
+
+    x, y = np.random.default_rng(2).normal(size=(8, 3)), np.ones((8, 4))
+
+    def trained(model):
+        model.compile(keras.optimizers.SGD(0.005), "mse")
+        model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
+        return cases.values(model)
+
+    plan = hvd.plan(waves, places=2, pins={"turn": 0, "parts": 1})
+    results = run_ranks(2, lambda comm: trained(hvd.pipeline(waves, plan, 2)))
+    assert_close(merged(results), trained(waves()), 1e-6)
+
+
 def test_recompute_makes_the_forward_pass_twice():
     passes = []
 
@@ -448,6 +484,58 @@ def test_tensors_that_would_go_back():
     assert "`plan` must let tensors go to later places only" in refused(
         lambda comm: hvd.pipeline(tied, plan, 2)
     )
+
+
+class Named(layers.Layer):
+    def call(self, x):
+        return tf.strings.as_string(x)
+
+
+def _text():
+    """Strings that enter place 0; numbers, their names and the names' lengths."""
+    text = keras.Input((), dtype="string", name="text")
+    numbers = layers.Hashing(5, name="hash")(text)
+    names = Named(name="names")(numbers)
+    lengths = layers.Lambda(lambda s: tf.cast(tf.strings.length(s), "float32")[:, None], (1,), name="len")(
+        names
+    )
+    return keras.Model(text, layers.Dense(1, name="out")(lengths), name="text")
+
+
+def test_tensors_that_cannot_travel():
+    def ragged():
+        x = keras.Input((None,), ragged=True, name="rows")
+        return keras.Model(x, layers.Dense(1)(layers.Lambda(tf.reduce_sum, (1,))(x)))
+
+    def fixed():
+        stack = [layers.Dense(n, name=f"dense_{n}") for n in (1, 2)]
+        return keras.Sequential([keras.Input(batch_shape=(8, 6), name="eight"), *stack], name="fixed")
+
+    def split(builder, **pins):
+        plan = hvd.plan(builder, places=2, pins=pins)
+        return lambda comm: hvd.pipeline(builder, plan, 2).predict(tf.constant(["a", "b"]), verbose=0).shape
+
+    assert "must not give ragged tensors" in refused(split(ragged))
+    text = refused(split(_text, names=0, len=1))
+    assert "must not give string tensors from one place to another, or return them. Received: 'names'" in text
+    assert run_ranks(2, split(_text, names=0, len=0, out=1)) == [(2, 1)] * 2
+    text = refused(split(fixed))
+    assert "`model` must take batches of any number of rows" in text
+    assert text.endswith("of shape (8, 6).")
+
+
+def test_a_layer_that_gives_another_dtype_than_it_says():
+    def lying():
+        cast = layers.Lambda(lambda x: tf.cast(x, "int32"), (6,), name="cast")
+        return keras.Sequential([keras.Input((6,)), cast, layers.Dense(1, name="out")])
+
+    def program(comm):
+        hvd.pipeline(lying, hvd.plan(lying, places=2, pins={"cast": 0}), 2).predict(
+            np.ones((2, 6)), verbose=0
+        )
+
+    with pytest.raises(TypeError, match="'cast', float32 in the model's graph and int32 when it runs"):
+        run_ranks(2, program)
 
 
 def test_settings_of_training_that_cannot_be():
