@@ -248,7 +248,7 @@ class ServingCore:
                 self._rollout.remove(known)
             self._registry.add(version)
             versions.append(version)
-            self._rollout.everywhere(version)
+            self._rollout.spread(version)
         self._changed()
         return versions
 

@@ -101,6 +101,8 @@ class Lane:
             next_one = self.workers[following]
             address = [next_one.host, next_one.facts["link_port"]]
             await self.ask(rank, {"kind": "link", "address": address})
+        if not self.complete:
+            raise RankLost("a rank was lost before the lane was up")
         self.up = True
 
     def drop(self, rank: int, reason: str) -> None:

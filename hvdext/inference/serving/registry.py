@@ -25,9 +25,11 @@ class Version:
         manifest: what the file was when it was added.
         identity: of those files, by which a rank on the same host knows them.
         waiting: its requests.
-        loading: lanes that load it now, by index.
+        loading: lanes that load it now, or as soon as they have loaded others, by index.
         ready: lanes that answer, by index, and their ranks.
         failures: why it cannot be loaded, by rank.
+        losses: how often each lane lost a rank that was loading it, since it last lived through that.
+        survived: True once a lane has lived through its loading, whether it could be loaded or not.
         settled: True once every lane there was has loaded it or failed, and one has loaded it.
         unloading: True once it takes no more requests.
         signature: known once it has been loaded.
@@ -49,6 +51,8 @@ class Version:
     loading: set[int] = field(default_factory=set)
     ready: dict[int, tuple[int, ...]] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
+    losses: Counter[int] = field(default_factory=Counter)
+    survived: bool = False
     settled: bool = False
     unloading: bool = False
     signature: Signature | None = None

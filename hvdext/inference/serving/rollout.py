@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,9 +13,16 @@ from hvdext.inference.serving.registry import Registry, Version
 from hvdext.inference.serving.service import Signature, TensorSpec
 from hvdext.inference.serving.settings import Settings
 
+_TRIES = 2  # how often loading a version may cost ranks, where that is not known to be its own doing
+
 
 class Rollout:
-    """Loads every version of the registry on every lane that is up.
+    """Loads every version of the registry on every lane that is up, one after the other on each.
+
+    Loading may end a rank's process: too little memory, a crash in an operation of the model's. So a new
+    version beside others that answer is tried on one lane, and the other lanes follow once a rank has lived
+    through it. What has cost ranks is given up, until it is asked for anew: a worker that is started again
+    would only die of it again.
 
     Args:
         settings: how the ranks serve.
@@ -41,11 +49,14 @@ class Rollout:
         self._on_failure = on_failure
         self._note = note
         self._tasks: set[asyncio.Task] = set()
+        # What a lane loads: the first one now. A lane that is lost gets a new list.
+        self._queues: dict[int, list[Version]] = {lane.index: [] for lane in lanes}
 
-    def everywhere(self, version: Version) -> None:
-        """Begins to load a version on all lanes that are up."""
+    def spread(self, version: Version) -> None:
+        """Begins to load a version on all lanes that are up, do not have it, have not failed and may try."""
         for lane in self._lanes:
-            if lane.up:
+            failed = not version.losses[lane.index] and any(rank in version.failures for rank in lane.ranks)
+            if lane.up and not failed and self._may_load(version, lane):
                 self._begin(version, lane)
 
     def lane_complete(self, lane: Lane) -> None:
@@ -55,11 +66,18 @@ class Rollout:
     def lane_lost(self, lane: Lane) -> list[Version]:
         """Notes that nothing is loaded there any more; returns the versions that no lane has now."""
         orphans = []
+        queue, self._queues[lane.index] = self._queues[lane.index], []
         for version in self._registry:
             version.loading.discard(lane.index)
             if version.ready.pop(lane.index, None) is not None and not version.ready:
                 orphans.append(version)
+        if queue and not lane.complete:  # otherwise only a link between stages was lost
+            self._blame(queue[0], lane)
+        for version in self._registry:
             version.settle()
+        for version in queue[1:]:
+            if not version.survived:  # it was to be tried there
+                self.spread(version)
         return orphans
 
     def remove(self, version: Version) -> None:
@@ -77,11 +95,44 @@ class Rollout:
     def _drop(version, lane):
         lane.tell({"kind": "unload", "model": version.uid})
 
+    def _may_load(self, version: Version, lane: Lane) -> bool:
+        there = lane.index in version.ready or lane.index in version.loading
+        if there or version.unloading or self._given_up(version, lane):
+            return False
+        alone = not version.survived and self._others_answer(version)
+        return not (alone and (version.loading or version.failures))
+
+    @staticmethod
+    def _given_up(version, lane):
+        losses = version.losses[lane.index] if version.survived else version.losses.total()
+        return losses >= _TRIES
+
+    def _others_answer(self, version):
+        others = (other for other in self._registry if other is not version)
+        return any(other.settled and not other.unloading for other in others)
+
+    def _blame(self, version: Version, lane: Lane) -> None:
+        """A rank was lost while it loaded the version: once is enough where that disturbs others."""
+        once = not version.survived and self._others_answer(version)
+        version.losses[lane.index] += _TRIES if once else 1
+        if self._given_up(version, lane):
+            for rank in lane.ranks:
+                if rank not in lane.workers:
+                    self._failed(version, rank, "its loading ended the rank's process")
+            self._drop(version, lane)
+
+    def _failed(self, version, rank, reason):
+        version.failures[rank] = reason
+        self._note(f"{version.name}:{version.number} cannot be loaded on rank {rank}: {reason}")
+
     def _begin(self, version, lane):
         version.loading.add(lane.index)
         for rank in lane.ranks:
             version.failures.pop(rank, None)
-        self._start(self._load(version, lane))
+        queue = self._queues[lane.index]
+        queue.append(version)
+        if len(queue) == 1:
+            self._start(self._load_all(queue, lane))
 
     def _start(self, coroutine):
         task = asyncio.ensure_future(coroutine)
@@ -96,37 +147,53 @@ class Rollout:
         except (RankFailed, asyncio.TimeoutError) as error:
             self._on_failure(lane, f"the stages of the pipeline could not be linked: {error}")
             return
-        for version in self._registry:
-            if not version.unloading:
+        # First what is known to do no harm: it answers again although another may cost the ranks once more.
+        for version in sorted(self._registry, key=lambda version: not version.survived):
+            if self._may_load(version, lane):
                 self._begin(version, lane)
         self._on_change()
 
+    async def _load_all(self, queue: list[Version], lane: Lane) -> None:
+        while queue and queue is self._queues[lane.index]:
+            version = queue[0]
+            if not version.unloading and not self._given_up(version, lane):
+                await self._load(version, lane)
+            if queue is not self._queues[lane.index]:
+                return  # the lane was lost
+            del queue[0]
+            version.loading.discard(lane.index)
+            if version.survived:
+                self.spread(version)
+            version.settle()
+            self._on_change()
+
     async def _load(self, version: Version, lane: Lane) -> None:
-        connected = dict(lane.workers)
-        answers = [lane.ask(rank, self._order(version, lane, rank)) for rank in lane.ranks]
-        try:
-            frames = await asyncio.wait_for(asyncio.gather(*answers), self._settings.load_timeout)
-        except RankLost:
-            return  # lane_lost has been called or will be
-        except (RankFailed, asyncio.TimeoutError) as error:
-            late = f"it has not been loaded within {self._settings.load_timeout:g} s"
-            reason = str(error) if isinstance(error, RankFailed) else late
-            for rank, answer in zip(lane.ranks, answers, strict=True):
-                if answer.cancelled() or (answer.done() and answer.exception() is not None):
-                    version.failures[rank] = reason
-                    self._note(f"{version.name}:{version.number} cannot be loaded on rank {rank}: {reason}")
+        """Loads a version on a lane; every rank has answered then, or is late, or the lane was lost."""
+        queue = self._queues[lane.index]
+        answers = {rank: lane.ask(rank, self._order(version, lane, rank)) for rank in lane.ranks}
+        await asyncio.wait(answers.values(), timeout=self._settings.load_timeout)
+        late = [rank for rank, answer in answers.items() if not answer.done()]
+        failed = {rank: answer.exception() for rank, answer in answers.items() if answer.done()}
+        if queue is not self._queues[lane.index]:
+            return
+        if not late and not version.survived:
+            version.survived = True
+            # Where ranks were lost meanwhile it may have been an accident.
+            version.losses = Counter(dict.fromkeys(version.losses, 1))
+        version.losses.pop(lane.index, None)
+        for rank in late:
+            answers[rank].cancel()
+            self._failed(version, rank, f"it has not been loaded within {self._settings.load_timeout:g} s")
+        for rank, error in failed.items():
+            if error is not None:
+                self._failed(version, rank, str(error))
+        if late or any(failed.values()) or version.unloading:
             self._drop(version, lane)
-        else:
-            if lane.workers != connected:
-                return
-            version.signature = _signature(frames[0].header["signature"])
-            version.platform = frames[0].header["platform"]
-            version.ready[lane.index] = lane.ranks
-        version.loading.discard(lane.index)
-        if version.unloading:
-            self._drop(version, lane)
-        version.settle()
-        self._on_change()
+            return
+        header = answers[lane.ranks[0]].result().header
+        version.signature = _signature(header["signature"])
+        version.platform = header["platform"]
+        version.ready[lane.index] = lane.ranks
 
     def _order(self, version, lane, rank) -> dict[str, Any]:
         pipeline = self._settings.mode == "pipeline"

@@ -61,18 +61,29 @@ class Cluster:
     Args:
         folder: for models and repository.
         load: what workers load models with; default: `Model()`.
+        fatal: called with a rank and a path; True if loading ends the worker, as lack of memory would.
         supervised: whether lost workers are started again.
         on_end: called when a rank was asked to end.
         **settings: of `Settings`.
     """
 
-    def __init__(self, folder, load=None, supervised=False, on_end=lambda reason: None, **settings):
+    def __init__(
+        self,
+        folder,
+        load=None,
+        fatal=lambda rank, path: False,
+        supervised=False,
+        on_end=lambda reason: None,
+        **settings,
+    ):
         self.folder = folder
         self.settings = Settings(**{"max_delay": 0.005, "size": 2, "timeout": 10.0, **settings})
         self.notes = []
         self.workers = {}
         self.models = []  # as they were loaded
         self._load = load or (lambda path, stage, stages: Model())
+        self.deaths = []  # ranks, in the order in which a model ended them
+        self._fatal = fatal
         self._supervised = supervised
         self._on_end = on_end
 
@@ -116,6 +127,9 @@ class Cluster:
         supervisor.close()
 
     def _loaded(self, rank, path, stage, stages):
+        if self._fatal(rank, path):
+            self.deaths.append(rank)
+            self.workers[rank].close()
         model = self._load(path, stage, stages)
         model.rank = rank
         self.models.append(model)
