@@ -114,11 +114,14 @@ class Engine:
             self.states.append(FragmentState(fragment, transfer))
 
     def share_centres(self) -> None:
-        """Gives all ranks the first one's common values; every rank must call it."""
+        """Gives all ranks the first one's common values, and what moves them; every rank must call it."""
         for i, state in enumerate(self.states):
-            if state.fragment.centre is not None:
-                (centre,) = self.comm.broadcast([state.fragment.read_centre()], 0, f"hvdext.sync.centre.{i}")
-                state.fragment.set_centre(centre)
+            outer = state.fragment.outer
+            common = [*(state.fragment.centre or []), *(outer.variables if outer is not None else [])]
+            if common:
+                values = self.comm.broadcast(common, 0, f"hvdext.sync.centre.{i}")
+                for variable, value in zip(common, values, strict=True):
+                    variable.assign(value)
 
     # -- what the two kinds of engine do differently ---------------------------------------------------
 

@@ -606,6 +606,49 @@ def test_ranks_that_resume_at_different_steps_are_refused(tmp_path):
     run_ranks(2, rank)
 
 
+def test_an_asynchronous_outer_optimizer_is_resumed_as_one(tmp_path):
+    """Ranks are saved at different turns: without one momentum their common point would part again."""
+
+    def common(sync):
+        fragment = sync._engine.states[0].fragment
+        return [np.array(v.numpy()) for v in [*fragment.centre, *fragment.outer.variables]]
+
+    def prepared(comm):
+        model = small_model()
+        model.set_weights([w + comm.rank for w in model.get_weights()])
+        outer = keras.optimizers.SGD(0.5, momentum=0.9)
+        return model, hvd.sync.ParameterSync(hvd.sync.Always(max_staleness=1), rule=hvd.sync.Outer(outer))
+
+    def rank(comm):
+        file = tmp_path / f"{comm.rank}.weights.h5"
+        model, sync = prepared(comm)
+        sync.begin(model)
+        sync.step()  # waits for an exchange, in which ranks move their common point by their momentum
+        if comm.rank == 0:
+            model.save_weights(file)
+        turn = comm.allgather_object(sync._engine._turn, "hvdext.test.turn")[0]
+        while comm.rank == 1 and sync._engine._turn < turn + 2:
+            sync.step()
+        if comm.rank == 1:
+            model.save_weights(file)
+        sync.end()
+        model, sync = prepared(comm)
+        sync.attach(model)
+        model.load_weights(file)
+        saved = sync._loaded["outer_0_of_0"]  # `iterations`: in which turn it was
+        sync.begin(model)
+        for _ in range(5):
+            model.layers[0].bias.assign_add([0.1 + comm.rank] * 4)
+            sync.step()
+        sync.end()
+        return saved, common(sync)
+
+    (first, mine), (second, other) = run_ranks(2, rank)
+    assert first != second
+    for a, b in zip(mine, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_weights_that_no_peer_can_help_stay_as_they_are():
     def rank(comm):
         model = small_model()
