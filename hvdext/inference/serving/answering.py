@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TypeVar
 
 import anyio
 import numpy as np
 from starlette.requests import ClientDisconnect, Request
 
+from hvdext.inference.serving.apart import LARGE_BYTES, Apart
 from hvdext.inference.serving.observing import call_of
 from hvdext.inference.serving.service import (
     ModelVersion,
@@ -18,6 +22,8 @@ from hvdext.inference.serving.service import (
     UnknownModel,
 )
 from hvdext.inference.serving.tensors import short
+
+T = TypeVar("T")
 
 
 def version_of(request: Request) -> int | None:
@@ -55,6 +61,49 @@ def signature_of(version: ModelVersion) -> Signature:
     return version.signature
 
 
+async def read(
+    request: Request,
+    service: Service,
+    reading: Apart,
+    size: Callable[[Signature], int],
+    read_as: Callable[[str, Signature], T],
+) -> T:
+    """The request's body as what the version that the path means takes.
+
+    Args:
+        request: the client's.
+        service: its models.
+        reading: reads what is large.
+        size: how many bytes of the body take time to read, for a signature.
+        read_as: reads it, for a model's name and a signature.
+
+    Raises:
+        ClientDisconnect: if the client leaves.
+        ServiceError: as `read_as` raises it, or if there is no such version any more.
+    """
+    while True:
+        version = found(request, service)
+        signature = signature_of(version)
+        call_of(request.scope).version = str(version.version)
+        work = functools.partial(read_as, version.name, signature)
+        asked = await at_once_or_apart(request, reading, size(signature), work)
+        if signature_of(found(request, service)) == signature:  # the newest may be another one now
+            return asked
+
+
+async def at_once_or_apart(request: Request, apart: Apart, size: int, work: Callable[[], T]) -> T:
+    """What the work returns: done at once if it is small, else by the thread, unless the client leaves.
+
+    Raises:
+        ClientDisconnect: if it does.
+        ServiceError: as the work raises it.
+    """
+    if size <= LARGE_BYTES:
+        return work()
+    async with _connected(request):
+        return await apart.run(work)
+
+
 async def infer(
     request: Request,
     service: Service,
@@ -67,14 +116,22 @@ async def infer(
         ClientDisconnect: if it did.
         ServiceError: as the service raises it.
     """
+    async with _connected(request):
+        answer = await service.infer(request.path_params["model"], version_of(request), inputs, timeout)
+        call_of(request.scope).version = str(answer[0].version)
+        return answer
+
+
+@contextlib.asynccontextmanager
+async def _connected(request: Request) -> AsyncIterator[None]:
+    """Cancels its block when the client leaves, and raises ClientDisconnect."""
     with anyio.CancelScope() as scope:
         watching = asyncio.create_task(_cancel_when_gone(request, scope))
         try:
-            answer = await service.infer(request.path_params["model"], version_of(request), inputs, timeout)
+            yield
         finally:
             watching.cancel()
-        call_of(request.scope).version = str(answer[0].version)
-        return answer
+        return
     raise ClientDisconnect
 
 

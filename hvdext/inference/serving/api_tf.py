@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from hvdext.inference.serving import tf_serving
-from hvdext.inference.serving.answering import found, infer, signature_of
+from hvdext.inference.serving.answering import at_once_or_apart, found, infer, read, signature_of
+from hvdext.inference.serving.apart import Apart
 from hvdext.inference.serving.bodies import Bodies
 from hvdext.inference.serving.errors import JSONResponse
 from hvdext.inference.serving.observing import call_of
@@ -15,9 +18,9 @@ from hvdext.inference.serving.paths import MODEL, VERSION
 from hvdext.inference.serving.service import Service
 
 
-def routes(service: Service, bodies: Bodies) -> list[Route]:
-    """The protocol's routes."""
-    api = _TensorFlowServing(service, bodies)
+def routes(service: Service, bodies: Bodies, reading: Apart, writing: Apart) -> list[Route]:
+    """The protocol's routes; `reading` and `writing` are for what is large."""
+    api = _TensorFlowServing(service, bodies, reading, writing)
     table = []
     for path in (f"/v1/models/{MODEL}", f"/v1/models/{MODEL}{VERSION}"):
         table += [
@@ -29,9 +32,11 @@ def routes(service: Service, bodies: Bodies) -> list[Route]:
 
 
 class _TensorFlowServing:
-    def __init__(self, service: Service, bodies: Bodies):
+    def __init__(self, service: Service, bodies: Bodies, reading: Apart, writing: Apart):
         self._service = service
         self._bodies = bodies
+        self._reading = reading
+        self._writing = writing
 
     async def status(self, request: Request) -> Response:
         version = found(request, self._service)
@@ -49,8 +54,15 @@ class _TensorFlowServing:
         call.protocol = "tensorflow-serving"
         call.model = found(request, self._service).name  # an unknown one is refused before its body is read
         async with self._bodies.read(request) as body:
-            version = found(request, self._service)  # the newest may have changed meanwhile
-            call.version = str(version.version)
-            asked = tf_serving.read_request(body, version.name, signature_of(version))
+            asked = await read(
+                request,
+                self._service,
+                self._reading,
+                lambda signature: len(body),
+                functools.partial(tf_serving.read_request, body),
+            )
             version, outputs = await infer(request, self._service, asked.inputs, timeout=None)
-        return JSONResponse(tf_serving.answer(asked.rows, signature_of(version), outputs))
+        work = functools.partial(tf_serving.write_answer, asked.rows, signature_of(version), outputs)
+        size = sum(array.nbytes for array in outputs.values())
+        text = await at_once_or_apart(request, self._writing, size, work)
+        return Response(text, media_type="application/json")

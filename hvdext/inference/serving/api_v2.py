@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from collections.abc import Awaitable, Callable
 
@@ -10,7 +11,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from hvdext.inference.serving import v2, v2_binary
-from hvdext.inference.serving.answering import found, infer, signature_of
+from hvdext.inference.serving.answering import at_once_or_apart, found, infer, read, signature_of
+from hvdext.inference.serving.apart import LARGE_BYTES, Apart
 from hvdext.inference.serving.bodies import Bodies
 from hvdext.inference.serving.errors import JSONResponse
 from hvdext.inference.serving.json_text import read_json, require
@@ -22,9 +24,9 @@ from hvdext.inference.serving.tensors import short
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def routes(service: Service, bodies: Bodies) -> list[Route]:
-    """The protocol's routes."""
-    api = _V2(service, bodies)
+def routes(service: Service, bodies: Bodies, reading: Apart, writing: Apart) -> list[Route]:
+    """The protocol's routes; `reading` and `writing` are for what is large."""
+    api = _V2(service, bodies, reading, writing)
     table: list[tuple[str, str, Endpoint]] = [
         ("/v2", "GET", api.server),
         ("/v2/health/live", "GET", api.live),
@@ -45,9 +47,11 @@ def routes(service: Service, bodies: Bodies) -> list[Route]:
 
 
 class _V2:
-    def __init__(self, service: Service, bodies: Bodies):
+    def __init__(self, service: Service, bodies: Bodies, reading: Apart, writing: Apart):
         self._service = service
         self._bodies = bodies
+        self._reading = reading
+        self._writing = writing
 
     async def server(self, _: Request) -> Response:
         return JSONResponse(
@@ -82,11 +86,17 @@ class _V2:
         call.protocol = "v2" if header_length is None else "v2-binary"
         call.model = found(request, self._service).name  # an unknown one is refused before its body is read
         async with self._bodies.read(request) as body:
-            version = found(request, self._service)  # the newest may have changed meanwhile
-            call.version = str(version.version)
-            asked = v2.read_request(body, header_length, version.name, signature_of(version))
+            asked = await read(
+                request,
+                self._service,
+                self._reading,
+                functools.partial(v2.bytes_to_parse, body, header_length),
+                functools.partial(v2.read_request, body, header_length),
+            )
             version, outputs = await infer(request, self._service, asked.inputs, asked.timeout)
-        answer, json_length = v2.write_answer(asked, version, signature_of(version), outputs)
+        work = functools.partial(v2.write_answer, asked, version, signature_of(version), outputs)
+        size = v2.bytes_to_write(asked, outputs)
+        answer, json_length = await at_once_or_apart(request, self._writing, size, work)
         if json_length is None:
             return Response(answer, media_type="application/json")
         headers = {"Inference-Header-Content-Length": str(json_length)}
@@ -124,8 +134,8 @@ class _V2:
         return JSONResponse({})
 
     async def _settings(self, request: Request) -> dict:
-        """The body's object; no body is an empty one."""
-        async with self._bodies.read(request) as body:
+        """The body's object; no body is an empty one. None needs to be so large that it takes time."""
+        async with self._bodies.read(request, LARGE_BYTES) as body:
             return require(read_json(body), dict, "The body") if body else {}
 
 

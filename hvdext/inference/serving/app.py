@@ -8,6 +8,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from hvdext.inference.serving import api_site, api_tf, api_v2
+from hvdext.inference.serving.apart import Apart
 from hvdext.inference.serving.bodies import Bodies
 from hvdext.inference.serving.browsers import BrowserGuard
 from hvdext.inference.serving.errors import HANDLERS
@@ -36,7 +37,7 @@ def make_app(
         api_keys: any of them is asked for, as `keys.read_keys` reads them; empty: none is needed.
         max_request_bytes: of one body, after decompression.
         max_held_bytes: of all bodies that wait for their answers; what exceeds them gets 503.
-        receive_seconds: that a body may take to arrive.
+        receive_seconds: that a body may take to arrive; also that a large one may wait for others to be read.
         allowed_hosts: names, without port, that the `Host` of a request may be; empty: any. For a server on
             loopback give ("localhost", "127.0.0.1", "::1"): no other site can then pass for it in a browser.
 
@@ -53,11 +54,12 @@ def make_app(
         )
     metrics, window = Metrics(service), Window()
     bodies = Bodies(max_request_bytes, max_held_bytes, receive_seconds)
+    reading, writing = Apart(receive_seconds), Apart(receive_seconds)
     guards = [Middleware(KeyGuard, api_keys, api_site.FREE_PATHS)] if api_keys else []
     app = Starlette(
         routes=[
-            *api_v2.routes(service, bodies),
-            *api_tf.routes(service, bodies),
+            *api_v2.routes(service, bodies, reading, writing),
+            *api_tf.routes(service, bodies, reading, writing),
             *api_site.routes(service, metrics, window, with_keys=bool(api_keys)),
         ],
         middleware=[

@@ -35,8 +35,12 @@ class Bodies:
         self._held = 0
 
     @contextlib.asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
+    async def read(self, request: Request, most: int | None = None) -> AsyncIterator[bytes]:
         """The body, counted as held until the block ends.
+
+        Args:
+            request: whose.
+            most: bytes that this one may have; None: what any may.
 
         Raises:
             UnsupportedMediaType: if it is neither JSON nor binary tensors, or in an unknown encoding.
@@ -46,14 +50,15 @@ class Bodies:
             QueueFull: if the bodies of all requests would take too much memory.
         """
         check_media_type(request)
-        decoder = _Decoder(request.headers.get("content-encoding", "identity"), self._max_bytes)
+        limit = self._max_bytes if most is None else min(most, self._max_bytes)
+        decoder = _Decoder(request.headers.get("content-encoding", "identity"), limit)
         held = 0
         parts = []
         stream: AsyncGenerator[bytes, None] = request.stream()
         try:
             try:
                 with anyio.fail_after(self._seconds):
-                    _check_declared(request, self._max_bytes)
+                    _check_declared(request, limit)
                     async for chunk in stream:
                         part = decoder.feed(chunk)
                         held += len(part)
@@ -63,7 +68,7 @@ class Bodies:
                 raise RequestTimeout(f"The body must arrive within {self._seconds:g} s.") from error
             except BodyTooLarge:
                 parts.clear()
-                await _discard(request, stream, self._max_bytes)
+                await _discard(request, stream, limit)
                 raise
             decoder.end()
             yield b"".join(parts) if len(parts) > 1 else (parts[0] if parts else b"")

@@ -6,13 +6,14 @@ import difflib
 import itertools
 import math
 import reprlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from hvdext.inference.serving.service import InvalidRequest, Signature, TensorSpec
 
+_STEP = 1 << 14  # values
 # The protocol's datatypes; little-endian, as they travel in binary.
 DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
@@ -72,22 +73,35 @@ def unnest(data: Any, label: str) -> tuple[list, list[int]]:
     if type(data) is not list:
         raise InvalidRequest(f"The data of {label} must be a list. Received: {_JSON_NAMES[type(data)]}.")
     level, lengths = data, [len(data)]
-    while list in (kinds := set(map(type, level))):
+    while list in (kinds := _kinds(level)):
         if len(kinds) > 1:
             other = next(kind for kind in kinds if kind is not list)
             raise InvalidRequest(
                 f"The data of {label} is ragged: at depth {len(lengths)} it holds lists and "
                 f"{_JSON_NAMES[other]}."
             )
-        found = sorted(set(map(len, level)))
+        found = sorted(set().union(*(map(len, part) for part in _parts(level))))
         if len(found) > 1:
             raise InvalidRequest(
                 f"The data of {label} is ragged: lists at depth {len(lengths)} must be of one length. "
                 f"Received: lengths {found[0]} and {found[-1]}."
             )
         lengths.append(found[0])
-        level = list(itertools.chain.from_iterable(level))
+        flat: list = []
+        for part in _parts(level):
+            flat += itertools.chain.from_iterable(part)
+        level = flat
     return level, lengths
+
+
+def _parts(values: list) -> Iterator[list]:
+    # Within one step of C, however long, no other thread goes on: what reads a large body takes many.
+    for start in range(0, len(values), _STEP):
+        yield values[start : start + _STEP]
+
+
+def _kinds(values: list) -> set[type]:
+    return set().union(*(map(type, part) for part in _parts(values)))
 
 
 def from_values(values: list, shape: Sequence[int], spec: TensorSpec, label: str) -> np.ndarray:
@@ -104,7 +118,7 @@ def from_values(values: list, shape: Sequence[int], spec: TensorSpec, label: str
     """
     dtype = DTYPES[spec.datatype]
     allowed, rule = _ALLOWED[dtype.kind]
-    wrong = set(map(type, values)) - allowed
+    wrong = _kinds(values) - allowed
     if wrong:
         first = next(value for value in values if type(value) in wrong)
         raise InvalidRequest(
@@ -121,10 +135,10 @@ def from_values(values: list, shape: Sequence[int], spec: TensorSpec, label: str
 
 def _narrowed(values: list, dtype: np.dtype, spec: TensorSpec, label: str) -> np.ndarray:
     if dtype.kind == "b":
-        return np.array(values, dtype)
+        return _array(values, dtype, dtype)
     if dtype.kind == "f":
         with np.errstate(over="ignore"):
-            narrow = np.array(values, np.float64).astype(dtype)  # rounds; infinite beyond the range
+            narrow = _array(values, np.dtype(np.float64), dtype)  # rounds; infinite beyond the range
         finite = np.isfinite(narrow)
         if finite.all():
             return narrow
@@ -132,13 +146,22 @@ def _narrowed(values: list, dtype: np.dtype, spec: TensorSpec, label: str) -> np
         wrong = values[int(finite.argmin())]
     else:
         low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
-        if low <= min(values) and max(values) <= high:
-            return np.array(values, dtype)
+        if all(low <= min(part) and max(part) <= high for part in _parts(values)):
+            return _array(values, dtype, dtype)
         wrong = next(value for value in values if not low <= value <= high)
     raise InvalidRequest(
         f"The data of {label} must lie in the range of {spec.datatype}, {low} to {high}. "
         f"Received: {short(wrong)}."
     )
+
+
+def _array(values: list, read_as: np.dtype, dtype: np.dtype) -> np.ndarray:
+    array = np.empty(len(values), dtype)
+    start = 0
+    for part in _parts(values):
+        array[start : start + len(part)] = np.array(part, read_as)
+        start += len(part)
+    return array
 
 
 def check_shape(shape: Sequence[int], spec: TensorSpec, label: str) -> None:
@@ -223,8 +246,3 @@ def from_shaped(data: Any, shape: Sequence[int], spec: TensorSpec) -> np.ndarray
             f"Received: {len(values)}."
         )
     return from_values(values, shape, spec, label)
-
-
-def json_array(array: np.ndarray) -> np.ndarray:
-    """What orjson can write: contiguous and of the machine's byte order; infinities and NaN become null."""
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hvdext.inference.serving.json_text import read_json, require
+from hvdext.inference.serving.json_text import in_parts, read_json, require, write_json
 from hvdext.inference.serving.service import InvalidRequest, ModelVersion, Signature, State, TensorSpec
 from hvdext.inference.serving.tensors import (
     check_names,
@@ -18,7 +18,6 @@ from hvdext.inference.serving.tensors import (
     check_shape,
     from_nested,
     from_values,
-    json_array,
     short,
     unnest,
 )
@@ -138,25 +137,27 @@ def _decoded(value: Any, label: str) -> Any:
         ) from error
 
 
-def answer(rows: bool, signature: Signature, outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What is answered, for `write_json`: rows as they came, or columns."""
+def write_answer(rows: bool, signature: Signature, outputs: Mapping[str, np.ndarray]) -> bytes:
+    """The body of an answer: rows as they came, or columns."""
     names = [spec.name for spec in signature.outputs]
-    columns = {name: _plain(name, outputs[name]) for name in names}
-    only = columns[names[0]] if len(names) == 1 else None
+    kind = "predictions" if rows else "outputs"
+    if len(names) == 1:
+        return write_json({kind: _plain(names[0], outputs[names[0]])})
     if not rows:
-        return {"outputs": columns if only is None else only}
-    if only is not None:
-        return {"predictions": only}
-    return {
-        "predictions": [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    }
+        return write_json({kind: {name: _plain(name, outputs[name]) for name in names}})
+    together = zip(*(outputs[name] for name in names), strict=True)
+    found = [dict(zip(names, map(_plain, names, row), strict=True)) for row in together]
+    return write_json({kind: in_parts(found, sum(outputs[name].size for name in names) // len(found))})
 
 
-def _plain(name: str, array: np.ndarray) -> Any:
-    if array.dtype != object:
-        return json_array(array)
+def _plain(name: str, value: Any) -> Any:
+    """A tensor, a row of one, or a single value of one."""
     as_base64 = name.endswith("_bytes")  # the convention of TensorFlow Serving
-    return _nested_text(array.tolist(), as_base64)
+    if not isinstance(value, np.ndarray):
+        return _nested_text(value, as_base64) if isinstance(value, bytes) else value
+    if value.dtype != object:
+        return in_parts(value)
+    return in_parts(_nested_text(value.tolist(), as_base64), value.size // max(len(value), 1))
 
 
 def _nested_text(value: Any, as_base64: bool) -> Any:

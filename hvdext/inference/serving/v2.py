@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from hvdext.inference.serving import v2_binary
-from hvdext.inference.serving.json_text import read_json, require, write_json
+from hvdext.inference.serving.json_text import in_parts, read_json, require, write_json
 from hvdext.inference.serving.service import InvalidRequest, ModelVersion, Signature, TensorSpec
-from hvdext.inference.serving.tensors import check_names, check_rows, from_shaped, json_array, short
+from hvdext.inference.serving.tensors import check_names, check_rows, from_shaped, short
 
 EXTENSIONS = ("binary_tensor_data", "model_repository")
 
@@ -35,6 +35,13 @@ class InferRequest:
     inputs: dict[str, np.ndarray]
     outputs: dict[str, bool]
     timeout: float | None
+
+
+def bytes_to_parse(body: bytes, header_length: str | None, signature: Signature) -> int:
+    """How much of a body takes time to read; numbers in binary are taken as they are."""
+    if header_length is None or any(spec.datatype == "BYTES" for spec in signature.inputs):
+        return len(body)
+    return len(v2_binary.split(body, header_length)[0])
 
 
 def read_request(body: bytes, header_length: str | None, model: str, signature: Signature) -> InferRequest:
@@ -166,6 +173,12 @@ def _timeout(parameters: dict) -> float | None:
     return microseconds / 1e6
 
 
+def bytes_to_write(request: InferRequest, outputs: Mapping[str, np.ndarray]) -> int:
+    """How much of an answer takes time to write."""
+    arrays = [outputs[name] for name, binary in request.outputs.items() if not binary]
+    return sum(array.nbytes for array in arrays)
+
+
 def write_answer(
     request: InferRequest, version: ModelVersion, signature: Signature, outputs: Mapping[str, np.ndarray]
 ) -> tuple[bytes, int | None]:
@@ -196,9 +209,9 @@ def write_answer(
 
 def _flat_json(name: str, array: np.ndarray) -> Any:
     if array.dtype != object:
-        return json_array(array.reshape(-1))
+        return in_parts(array.reshape(-1))
     try:
-        return [value.decode() for value in array.flat]
+        return in_parts([value.decode() for value in array.flat])
     except UnicodeDecodeError as error:
         raise InvalidRequest(
             f"Output {name!r} holds bytes that are no UTF-8, which JSON cannot hold: ask for it with the "

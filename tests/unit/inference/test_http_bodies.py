@@ -6,6 +6,7 @@ import json
 import zlib
 
 import pytest
+from asgi_calls import call
 from serving_fakes import FakeService, scale
 from starlette.testclient import TestClient
 
@@ -74,6 +75,12 @@ def test_a_body_over_the_limit_is_not_read():
     refused(client, 413, "must not exceed 1000 bytes", headers={"Content-Length": "9" * 30})
 
 
+@pytest.mark.parametrize("path", ["index", "models/scale/load", "models/scale/unload"])
+def test_settings_are_small(path):
+    client = TestClient(make_app(FakeService()))
+    refused(client, 413, "must not exceed 262144 bytes", b" " * 2**18 + b"{}", path=f"/v2/repository/{path}")
+
+
 def test_an_announced_body_over_the_limit_is_not_asked_for():
     app = make_app(FakeService(), max_request_bytes=1000)
     headers = [(b"content-length", b"100000000000"), (b"expect", b"100-continue")]
@@ -81,32 +88,8 @@ def test_an_announced_body_over_the_limit_is_not_asked_for():
     async def never():
         raise AssertionError("the body was asked for")
 
-    status, _ = asyncio.run(call(app, never, headers))
+    status, _ = asyncio.run(call(app, INFER, never, headers))
     assert status == 413
-
-
-async def call(app, receive, headers=(), path=INFER):
-    """One request, at the level of ASGI; the status and the body of its answer."""
-    sent = []
-
-    async def send(message):
-        sent.append(message)
-
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "headers": list(headers),
-        "root_path": "",
-        "scheme": "http",
-        "server": ("127.0.0.1", 80),
-        "client": ("127.0.0.1", 1),
-        "http_version": "1.1",
-    }
-    await app(scope, receive, send)
-    return (sent[0]["status"], sent[1]["body"]) if sent else (None, b"")
 
 
 def test_only_so_much_is_dropped_for_a_client_that_goes_on_sending():
@@ -118,7 +101,7 @@ def test_only_so_much_is_dropped_for_a_client_that_goes_on_sending():
         asked += 1
         return {"type": "http.request", "body": b" " * 500, "more_body": True}
 
-    status, _ = asyncio.run(call(app, endless))
+    status, _ = asyncio.run(call(app, INFER, endless))
     assert status == 413
     assert asked <= 6  # 1000 bytes read, 1000 more dropped
 
@@ -130,7 +113,7 @@ def test_a_body_that_does_not_arrive():
     async def slow():
         return began.pop() if began else await asyncio.Event().wait()
 
-    status, body = asyncio.run(call(app, slow))
+    status, body = asyncio.run(call(app, INFER, slow))
     assert (status, json.loads(body)) == (408, {"error": "The body must arrive within 0.05 s."})
 
 
@@ -173,7 +156,7 @@ def test_what_follows_a_compressed_body_is_not_gathered():
         asked += 1
         return {"type": "http.request", "body": zipped(TEXT) if asked == 1 else b" ", "more_body": asked < 50}
 
-    status, body = asyncio.run(call(app, endless, [(b"content-encoding", b"gzip")]))
+    status, body = asyncio.run(call(app, INFER, endless, [(b"content-encoding", b"gzip")]))
     assert (status, asked) == (400, 2)
     assert "more bytes after its end" in json.loads(body)["error"]
 
@@ -222,7 +205,7 @@ def test_a_client_that_leaves_is_not_computed_for():
                 await asyncio.sleep(0)
             return {"type": "http.disconnect"}
 
-        return await asyncio.wait_for(call(make_app(service), receive), 5)
+        return await asyncio.wait_for(call(make_app(service), INFER, receive), 5)
 
     assert asyncio.run(leave_while_waiting()) == (None, b"")
     assert service.cancelled == 1
@@ -234,7 +217,7 @@ def test_a_client_that_leaves_in_its_body_is_no_error(caplog):
     async def gone():
         return {"type": "http.disconnect"}
 
-    assert asyncio.run(call(app, gone)) == (None, b"")
+    assert asyncio.run(call(app, INFER, gone)) == (None, b"")
     assert not caplog.records
 
 
@@ -254,12 +237,12 @@ def test_bodies_of_all_requests_together_are_limited():
 
     async def three():
         service.gate = asyncio.Event()
-        held = [asyncio.create_task(call(app, receiver())) for _ in range(2)]
+        held = [asyncio.create_task(call(app, INFER, receiver())) for _ in range(2)]
         while service.waiting < 2:
             await asyncio.sleep(0)
-        refused = await call(app, receiver())
+        refused = await call(app, INFER, receiver())
         service.gate.set()
-        return refused, [await task for task in held], await call(app, receiver())
+        return refused, [await task for task in held], await call(app, INFER, receiver())
 
     (status, text), held, later = asyncio.run(asyncio.wait_for(three(), 5))
     assert status == 503
