@@ -21,6 +21,7 @@ import tensorflow as tf
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 from hvdext.arguments import suggests_keywords
+from hvdext.derived import derive_anew
 from hvdext.optimizer import build, innermost
 from hvdext.placement.plan import Plan
 from hvdext.placement.reading import calls_of, function_of, is_builder, is_kerass_own, unallocated
@@ -188,9 +189,8 @@ def _copy_variables(original, copied, device: str, scope) -> None:
         with tf.device(device):
             # Not `assign`: the variable itself moves. A builder's begins with what the copy has drawn.
             variable._initialize(tf.identity(variable.value if value is None else value))
-    for layer in copied._flatten_layers() if isinstance(copied, keras.Layer) else ():
-        if hasattr(layer, "finalize_state"):  # Normalization computes with what it derives from its variables
-            layer.finalize_state()
+    if isinstance(copied, keras.Layer):
+        derive_anew([copied])
 
 
 # -- where computation goes -------------------------------------------------------------------------------

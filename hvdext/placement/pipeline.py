@@ -11,6 +11,7 @@ import numpy as np
 from hvdext import agreement
 from hvdext.arguments import suggests_keywords
 from hvdext.comm import Communicator, current
+from hvdext.derived import derive_anew
 from hvdext.graph_names import cleaned
 from hvdext.placement.grid import Grid, neighbours
 from hvdext.placement.messages import Channel
@@ -187,11 +188,11 @@ def _give_values(stages, value_of, replicas: Communicator) -> None:
                 variable._initialize(np.asarray(value))
     # The states of random generators stay: pipelines side by side draw different masks if their seeds differ.
     weights = [variable for stage in stages for variable in stage.weights]
-    if replicas.size == 1 or not weights:
-        return
-    values = replicas.broadcast([v.value for v in weights], 0, "hvdext.placement.start")
-    for variable, value in zip(weights, values, strict=True):
-        variable.assign(value)
+    if replicas.size > 1 and weights:
+        values = replicas.broadcast([v.value for v in weights], 0, "hvdext.placement.start")
+        for variable, value in zip(weights, values, strict=True):
+            variable.assign(value)
+    derive_anew(stages)
 
 
 def _channels(comm: Communicator) -> dict[int, Channel]:

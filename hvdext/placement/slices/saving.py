@@ -11,6 +11,7 @@ from keras.src.models.functional import Functional
 from hvdext import agreement
 from hvdext.arguments import suggests_keywords
 from hvdext.comm import Communicator, current
+from hvdext.derived import settle
 from hvdext.optimizer import build
 from hvdext.placement.slices.cutting import Slice, cut_axis
 from hvdext.placement.slices.layer import SlicedLayer
@@ -86,6 +87,7 @@ def load_uncut(model: keras.Model, filepath: str | os.PathLike) -> None:
         axis = cut_axis(variable.shape, value.shape)
         whole = tf.convert_to_tensor(value)
         variable.assign(whole if axis is None else Slice(axis, comm.rank, comm.size).of(whole))
+    settle(model)
 
 
 def _read(model, path):

@@ -10,6 +10,7 @@ from keras.src.models.functional import Functional
 
 from hvdext import agreement
 from hvdext.arguments import suggests_keywords
+from hvdext.derived import derive_anew
 from hvdext.placement.deferred import first_value
 from hvdext.placement.grid import Grid, slices_of
 from hvdext.placement.reading import is_builder, unallocated
@@ -76,6 +77,7 @@ def slice_layers(
         (value,) = comm.broadcast([value], 0, "hvdext.slices.weights")
         marked = mark_of(target)
         target.assign(value if marked is None else marked[0].of(value))
+    derive_anew([cut])
     return cut
 
 

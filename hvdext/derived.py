@@ -1,0 +1,49 @@
+"""What layers derive from their variables and compute with, such as the mean and variance of `Normalization`.
+
+Keras derives it when a layer is built, adapted or read from a file, not when a variable is assigned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def derive_anew(layers: Iterable[keras.Layer]) -> bool:
+    """Lets layers, and those in them, derive anew what they compute with, after variables were assigned.
+
+    Layers without variables stay as they are: what a `Discretization` has learnt is none, and would be lost.
+
+    Returns:
+        Whether anything has changed.
+    """
+    # Layers of Keras that have nothing to do with variables have the method, too.
+    every = {id(one): one for layer in layers for one in layer._flatten_layers()}.values()
+    found = [one for one in every if hasattr(one, "finalize_state") and one.variables]
+    before = [_tensors(one) for one in found]
+    for one in found:
+        one.finalize_state()
+    return not all(map(_are_equal, before, map(_tensors, found)))
+
+
+def settle(model: keras.Model) -> None:
+    """As `derive_anew`, and where something has changed, what Keras has traced with the old is made anew."""
+    if not derive_anew([model]):
+        return
+    for kind in ("train", "test", "predict"):
+        if getattr(model, f"{kind}_function") is not None:  # replaced, not dropped: `fit` may be under way
+            getattr(model, f"make_{kind}_function")(force=True)
+
+
+def _tensors(layer) -> dict[str, Any]:
+    """The eager tensors among a layer's attributes; one of a graph has no value."""
+    found = {name: value for name, value in vars(layer).items() if isinstance(value, tf.Tensor)}
+    return {name: value.numpy() for name, value in found.items() if hasattr(value, "numpy")}
+
+
+def _are_equal(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    return before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in after)
