@@ -92,7 +92,7 @@ def test_gradients_of_complex_tensors():
     @cases.seeded
     def waves():
         stack = [layers.Dense(4, activation="tanh", name="dense"), Turned(name="turn"), Parts(name="parts")]
-        return keras.Sequential([keras.Input((3,)), *stack], name="waves")
+        return keras.Sequential([keras.Input((3,), name="x"), *stack], name="waves")
 
     x, y = np.random.default_rng(2).normal(size=(8, 3)), np.ones((8, 4))
 
