@@ -16,6 +16,7 @@ from hvdext.graph_names import cleaned
 from hvdext.placement.grid import Grid, neighbours
 from hvdext.placement.messages import Channel
 from hvdext.placement.pipeline_model import PipelineModel, Settings
+from hvdext.placement.plain import cloned
 from hvdext.placement.plan import Plan
 from hvdext.placement.reading import Calls, calls_of, unallocated
 from hvdext.placement.running import Runner
@@ -155,24 +156,11 @@ def _without_values(model):
     calls_of(model)  # refuses what cannot be cut, before it is cloned
     compiled, model.compiled = model.compiled, False  # Keras would compile the clone as well
     try:
-        whole, _ = unallocated(lambda: keras.models.clone_model(model, clone_function=_clone))
+        whole, _ = unallocated(lambda: keras.models.clone_model(model, clone_function=cloned))
     finally:
         model.compiled = compiled
     values = {id(mine): given for mine, given in zip(whole.variables, model.variables, strict=True)}
     return whole, lambda variable: values[id(variable)].numpy()
-
-
-def _clone(layer):
-    if isinstance(layer, keras.layers.Lambda):  # whose function Keras would have to serialize
-        return keras.layers.Lambda(
-            layer.function,
-            output_shape=layer._output_shape,
-            mask=layer.mask,
-            arguments=layer.arguments,
-            name=layer.name,
-            dtype=layer.dtype_policy,
-        )
-    return layer.__class__.from_config(layer.get_config())
 
 
 def _give_values(stages, value_of, replicas: Communicator) -> None:

@@ -185,31 +185,42 @@ class PipelineModel(keras.Model):
 
         Every rank calls it; the first one gathers the weights, which takes as much memory as the whole model
         and its optimizer, and writes. Callbacks such as `keras.callbacks.ModelCheckpoint` do so on all ranks.
+
+        Raises:
+            OSError: on every rank alike, if the file cannot be written.
+            ValueError: on every rank alike, if Keras does not take an argument.
         """
-        config = {**self.get_compile_config(), "jit_compile": "auto"} if self.compiled else {}
-        optimizer = self.optimizer if self.compiled else None
-        self.whole.save(filepath, config, optimizer, overwrite=overwrite, **options)
+        self.whole.save(filepath, self, overwrite=overwrite, **options)
 
     def save_weights(self, filepath: str | os.PathLike, overwrite: bool = True, **options) -> None:
-        """Writes the whole model's weights as one file; every rank calls it."""
+        """Writes the whole model's weights as one file; otherwise as `save`."""
         self.whole.save_weights(filepath, overwrite=overwrite, **options)
 
     def load_weights(self, filepath: str | os.PathLike, **options) -> None:
-        """Reads this rank's weights from a file with the whole model's (`.keras` or `.weights.h5`)."""
+        """Reads this rank's weights from a file with the whole model's (`.keras` or `.weights.h5`).
+
+        Every rank calls it.
+
+        Raises:
+            OSError: on every rank alike, if a rank cannot read the file.
+            ValueError: on every rank alike, if it is of another kind, or of another model.
+        """
         self.whole.load_weights(filepath, **options)
 
     def load_checkpoint(self, filepath: str | os.PathLike) -> None:
         """Reads this rank's weights and optimizer state from a `.keras` file of the whole model.
 
-        `save` or plain Keras has written it. The model must be compiled, with an optimizer of the same kind.
+        `save` or plain Keras has written it. Every rank calls it. The model must be compiled,
+        with an optimizer of the same kind.
 
         Raises:
-            ValueError: if it is not, or the file holds no such optimizer's state.
+            OSError: on every rank alike, if a rank cannot read the file.
+            ValueError: if the model is not compiled; on every rank alike, if the file is of another kind or
+                of another model, or holds no such optimizer's state.
         """
         self._assert_compile_called("load_checkpoint")
-        self.whole.load_weights(filepath)
         self._build_optimizer()
-        self.whole.load_optimizer(filepath, self.optimizer)
+        self.whole.load_checkpoint(filepath, self.optimizer)
 
     # -- one batch ---------------------------------------------------------------------------------------
 
@@ -500,8 +511,8 @@ class PipelineModel(keras.Model):
         backend.compute_output_spec(self._compile_loss, y, y_pred, sample_weight)
 
     def _build_optimizer(self):
-        if not self.trainable_variables:
-            innermost(self.optimizer).use_ema = False  # which Keras ends with all trained weights
+        if not self.trainable_variables:  # of which Keras takes as many averages as the optimizer keeps
+            innermost(self.optimizer).finalize_variable_values = lambda trained: None
         build(self.optimizer, self.trainable_variables or [self._stand_in.variable])
 
     def _shuffle_alike(self) -> None:

@@ -13,6 +13,7 @@ from hvdext.arguments import suggests_keywords
 from hvdext.comm import Communicator, current
 from hvdext.derived import settle
 from hvdext.optimizer import build
+from hvdext.placement.plain import compile_alike, findable, uncut_clone
 from hvdext.placement.slices.cutting import Slice, cut_axis
 from hvdext.placement.slices.layer import SlicedLayer
 from hvdext.placement.slices.operators import joined
@@ -92,7 +93,8 @@ def load_uncut(model: keras.Model, filepath: str | os.PathLike) -> None:
 
 def _read(model, path):
     if not path.endswith(_WEIGHTS):
-        return keras.saving.load_model(path)
+        with findable(model):
+            return keras.saving.load_model(path, compile=model.compiled)
     twin = _twin(model, compiled=False)
     twin.load_weights(path)
     return twin
@@ -123,30 +125,12 @@ def _group_of(model) -> Communicator:
 
 def _twin(model, compiled):
     """The model of plain Keras that `model` is a cut of, with weights of its own."""
-    was_compiled = model.compiled
-    model.compiled = False  # Keras would compile the twin with the losses of cut logits
-    try:
-        twin = keras.models.clone_model(model, clone_function=_uncut_layer, recursive=True)
-    finally:
-        model.compiled = was_compiled
-    if compiled and was_compiled:
-        arguments = keras.saving.deserialize_keras_object(model.get_compile_config())
-        uncut = {key: _plain(value) for key, value in arguments.items() if key != "optimizer"}
-        twin.compile(arguments["optimizer"], **uncut)
-        if model.optimizer.built:
+    twin = uncut_clone(model)
+    if compiled and model.compiled:
+        compile_alike(twin, model)
+        if model.optimizer is not None and model.optimizer.built:
             build(twin.optimizer, twin.trainable_variables)
     return twin
-
-
-def _uncut_layer(layer):
-    return layer.uncut() if isinstance(layer, SlicedLayer) else type(layer).from_config(layer.get_config())
-
-
-def _plain(structure):
-    """Losses and metrics of cut logits replaced by Keras' own."""
-    return keras.tree.map_structure(
-        lambda one: one.uncut() if hasattr(one, "uncut") else one, structure, none_is_leaf=False
-    )
 
 
 def _state(model) -> list:

@@ -95,6 +95,47 @@ def test_saved_at_two_ranks_continued_at_four_and_in_one_process(tmp_path):
         _assert_same(alone, expected)
 
 
+def _my_loss(y_true, y_pred):
+    return keras.ops.mean(keras.ops.abs(y_true - y_pred), axis=-1)
+
+
+class _MyOptimizer(keras.optimizers.SGD):
+    """A user's, not registered."""
+
+
+def test_what_keras_cannot_find_by_name(tmp_path):
+    path = tmp_path / "small.keras"
+    x = np.ones((2, 4))
+
+    def small():
+        model = [keras.Input((4,)), keras.layers.Dense(2, name="up"), keras.layers.Dense(3, name="down")]
+        return keras.Sequential(model, name="small")
+
+    def compiled(model):
+        model.compile(_MyOptimizer(0.1, momentum=0.9), _my_loss, metrics=[_my_loss], run_eagerly=True)
+        return model
+
+    models = [small() for _ in range(4)]
+    compiled(models[3]).train_on_batch(x, np.ones((2, 3)))
+
+    def run(comm):
+        cut, again = (
+            compiled(hvd.slice_layers(model, {"up": "column", "down": "row"}))
+            for model in (models[0], models[1 + comm.rank])
+        )
+        cut.train_on_batch(x, np.ones((2, 3)))
+        hvd.save_uncut(cut, path)
+        hvd.load_uncut(again, path)
+        return [[v.numpy() for v in [*model.weights, *model.optimizer.variables]] for model in (cut, again)]
+
+    for saved, loaded in run_ranks(2, run):
+        assert all(map(np.array_equal, saved, loaded))
+    configs = [json.loads(zipfile.ZipFile(path).read("config.json"))["compile_config"]]
+    models[3].save(path)
+    configs.append(json.loads(zipfile.ZipFile(path).read("config.json"))["compile_config"])
+    assert configs[0] == configs[1]
+
+
 def test_weights_only(tmp_path):
     path = tmp_path / "words.weights.h5"
     expected = _built(seed=3)

@@ -1,0 +1,70 @@
+"""Files of whole models, as plain Keras writes them: a rank reads its own stage's part of them."""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import keras
+from keras.src.saving import saving_lib
+
+from hvdext.placement.reading import calls_of
+from hvdext.placement.slots import is_composed, numbers_in_file, positions_of
+
+_ARCHIVE_WEIGHTS = "model.weights.h5"
+_RULE = "`filepath` must be a file whose model was saved with the state of an optimizer of this kind."
+
+
+def read_weights(
+    model: keras.Model, file: str, is_here: Callable[[str], bool], options: Mapping[str, Any]
+) -> None:
+    """Gives the layers that are on this rank their weights.
+
+    Args:
+        model: the whole, with values for this rank's layers only.
+        file: a `.keras` or `.weights.h5` file of the whole model.
+        is_here: whether the layer at a path is on this rank.
+        options: as for `Model.load_weights`.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is of another model.
+    """
+    skipped = [call.operation for call in calls_of(model).calls if not is_here(call.path)]
+    saving_lib.load_weights_only(model, file, objects_to_skip=skipped, **options)
+
+
+def read_optimizer(model: keras.Model, file: str, optimizer: keras.optimizers.Optimizer) -> str | None:
+    """Gives a stage's optimizer its part of the state in a file.
+
+    Args:
+        model: the whole, with or without values.
+        file: as in `read_weights`.
+        optimizer: the stage's, built.
+
+    Returns:
+        What is wrong with the file, None if it fits. `optimizer` is unchanged then.
+    """
+    if is_composed(optimizer):
+        return f"{_RULE} Received: filepath={file!r} for a MultiOptimizer, whose state is not saved."
+    positions = positions_of(optimizer, model)
+    count, wanted = numbers_in_file(optimizer, positions, model.trainable_variables)
+    with _optimizer_in(file) as store:
+        found = len(store.keys())
+        if found != count:
+            return f"{_RULE} Received: filepath={file!r} with {found} optimizer variables for {count}."
+        for number, variable in wanted:
+            variable.assign(store[str(number)][()])
+    return None
+
+
+@contextlib.contextmanager
+def _optimizer_in(file: str) -> Iterator[saving_lib.H5IOStore]:
+    """The optimizer's variables by their number; each is read when it is asked for."""
+    with contextlib.ExitStack() as opened:
+        archive = opened.enter_context(zipfile.ZipFile(file)) if file.endswith(".keras") else None
+        weights = saving_lib.H5IOStore(_ARCHIVE_WEIGHTS if archive else file, archive=archive, mode="r")
+        opened.callback(weights.close)
+        yield weights.get("optimizer")
