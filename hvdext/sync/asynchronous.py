@@ -128,9 +128,10 @@ class AsynchronousEngine(Engine):
             for state, change, cure in zip(self.states, self._changes, self._cures, strict=True):
                 if cure is not None:
                     state.fragment.put(cure)
-                    self._cure_optimizer()
                 elif change is not None:
                     state.fragment.add(change)
+            if any(cure is not None for cure in self._cures):
+                self._cure_optimizer()
             self._changes = [None] * len(self.states)
             self._cures = [None] * len(self.states)
         finally:
@@ -162,6 +163,8 @@ class AsynchronousEngine(Engine):
             outcome = state.transfer.run(start, number, told)
             self._check_finite(i, outcome, start)
             self._book(i, outcome, start, step)
+            if outcome.failing:
+                self._cure_all(outcome, number, step)
             self.stop_requested = self.stop_requested or bool(np.any(outcome.table[:, STOPS]))
             # A group that has met on its own goes on: the others wait for it in the next turn over all.
             all_have_met = len(outcome.ranks) == self.comm.size
@@ -191,6 +194,13 @@ class AsynchronousEngine(Engine):
             self._arrived += 1
             self._steps_at_arrival = self.trained.steps
             self._changed.notify_all()
+
+    def _cure_all(self, outcome, number, step):
+        """Exchanges all fragments for ranks that have failed; training takes up all of them together."""
+        found = self._cure.run(outcome, number, step, self._snapshot)
+        with self._lock:
+            for i, values in found.items():
+                self._cures[i], self._changes[i] = values, None
 
     def _rest(self):
         """Waits for a step of training, but not for long: other ranks wait for this thread."""

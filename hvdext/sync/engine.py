@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 from hvdext.comm import Communicator
 from hvdext.optimizer import innermost
+from hvdext.sync.cure import Cure
 from hvdext.sync.fragment import Fragment
 from hvdext.sync.settings import Settings
 from hvdext.sync.transfer import FINITE, OVERHEAD, Outcome, Transfer
@@ -112,6 +114,8 @@ class Engine:
             path = f"hvdext.sync.{name}.{i}"
             transfer = Transfer(path, fragment, settings.wire, comm, settings.whom, measures)
             self.states.append(FragmentState(fragment, transfer))
+        self._cure = Cure(f"hvdext.sync.{name}", [s.fragment for s in self.states], settings, comm)
+        self._has_warned = False
 
     def share_centres(self) -> None:
         """Gives all ranks the first one's common values, and what moves them; every rank must call it."""
@@ -206,13 +210,15 @@ class Engine:
         """All ranks know from the outcome whether anybody's values are not finite.
 
         Raises:
-            ValueError: on all ranks alike, if the settings say so or no rank has finite values.
+            ValueError: on all ranks alike, if the settings say so or no rank at all has finite values. Some
+                of the ranks that have met on their own wait for those that have.
         """
         failing = outcome.failing
         if not failing:
             return
-        skips = self.settings.on_nonfinite == "skip_rank"
-        if skips and len(failing) < len(outcome.ranks):
+        nobody_helps = len(failing) == len(outcome.ranks) == self.comm.size
+        if self.settings.on_nonfinite == "skip_rank" and not nobody_helps:
+            self._warn_of(failing, outcome)
             return
         state = self.states[i]
         mine = state.fragment.labels_of(~np.isfinite(start.numpy())) if outcome.takes_mean else []
@@ -227,6 +233,18 @@ class Engine:
             f"{self.settings.on_nonfinite!r}). Received, at step {self.trained.steps}:\n  "
             + "\n  ".join(lines)
         )
+
+    def _warn_of(self, failing, outcome):
+        """Once, on the first of the ranks that have met."""
+        if outcome.place == 0 and not self._has_warned:
+            self._has_warned = True
+            who = f"rank {failing[0]}" if len(failing) == 1 else f"ranks {failing}"
+            warnings.warn(
+                f"Weights of {who} are not finite at step {self.trained.steps} of rank {outcome.ranks[0]}. "
+                "The others go on with their mean, which is taken there as well (on_nonfinite='skip_rank'). "
+                "If it happens again, that is not mentioned.",
+                stacklevel=2,
+            )
 
     def _cure_optimizer(self) -> None:
         """Clears what is not finite from the slots of a rank that has taken the others' mean.
@@ -271,6 +289,8 @@ def divergence(outcome: Outcome, mean_norm: float | None) -> float:
     assert outcome.squares is not None
     assert mean_norm is not None
     finite = outcome.table[:, FINITE] > 0
+    if not finite.any():
+        return 0.0
     distance = float(np.sqrt(np.mean(np.sum(outcome.squares[finite], axis=1))))
     return distance / mean_norm if mean_norm > 0 else 0.0
 

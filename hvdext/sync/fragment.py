@@ -81,6 +81,10 @@ class Fragment:
         """What travels: the values, or where there is a centre how far they are from it."""
         return start if self.centre is None else start - self.read_centre()
 
+    def target(self, mean: tf.Tensor) -> tf.Tensor:
+        """The values whose `outgoing` is `mean`."""
+        return mean if self.centre is None else self.read_centre() + mean
+
     def _merge(self, start, own, mean, takes_mean):
         """Without anything in between: training has waited, or starts again from here.
 

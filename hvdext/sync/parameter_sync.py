@@ -58,14 +58,14 @@ class ParameterSync(keras.callbacks.Callback):
         whom: with whom, `hvd.sync.Everyone()`, `Group`, `Pairs`, `Ring`, `Exponential`, `Hierarchical`.
         rule: what becomes of the mean, `hvd.sync.Mean()`, `Pull`, `Outer`.
         on_nonfinite: "raise" if a rank's weights are not finite, or "skip_rank": go on with the others' mean,
-            which that rank takes as well.
+            which that rank takes as well, of all fragments at once. What is not exchanged stays as it is.
         name: part of the collectives' names; None: numbered.
 
     Raises:
         TypeError, ValueError: if an answer is not one, or two contradict each other. When training begins, on
             every rank alike: if settings, models or resumed steps differ, a pattern matches nothing, there
             are more fragments than layers or the number of ranks does not fit. During training, on every
-            rank: if weights are not finite.
+            rank: if weights are not finite, with "skip_rank" of all ranks.
         RuntimeError: before `hvd.init()`.
     """
 

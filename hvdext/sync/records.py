@@ -148,7 +148,7 @@ class Records:
         """
         epoch, step, merged = self._epoch, exchanged.step, exchanged.step + exchanged.staleness
         now: dict[str, float] = {}
-        if exchanged.outcome.squares is not None:
+        if exchanged.outcome.squares is not None and exchanged.outcome.table[:, FINITE].any():
             distances, layers = self._distances.take(exchanged)
             now["divergence"] = float(np.sqrt(np.mean(np.square(distances))))
             now["divergence_max"] = float(distances.max())

@@ -23,6 +23,7 @@ class _InFlight:
     told: list[float]
     errors: list[np.ndarray]  # what the wire had cut off before
     future: Future
+    is_cured: bool = False  # this rank's weights have been replaced since it left
 
 
 class StepwiseEngine(Engine):
@@ -35,6 +36,7 @@ class StepwiseEngine(Engine):
         super().__init__(*args, **kwargs)
         self._in_flight: dict[int, _InFlight] = {}
         self._background: Background | None = None
+        self._cured_at = -1  # the latest step at which all ranks have met for a cure
         self._last_exchange: tuple[float, float] = (time.perf_counter(), 0.0)  # when, and seconds waited
 
     def step(self, steps, samples):
@@ -72,10 +74,11 @@ class StepwiseEngine(Engine):
 
     def state(self):
         """As in `Engine`."""
-        found = super().state()
+        found = super().state() | {"cured_at": np.array(self._cured_at)}
         for i, flight in self._in_flight.items():
             found[f"start_{i}"] = flight.start.numpy()
             found[f"flight_{i}"] = np.array([flight.step, *flight.told])
+            found[f"is_cured_{i}"] = np.array(flight.is_cured)
             for j, error in enumerate(flight.errors):
                 found[f"error_{j}_of_{i}"] = error
         return found
@@ -84,10 +87,12 @@ class StepwiseEngine(Engine):
         """As in `Engine`."""
         super().restore(found)
         self._in_flight.clear()
+        self._cured_at = int(found.get("cured_at", -1))
         for i in range(len(self.states)):
             if f"start_{i}" in found:  # it had left and not arrived: it leaves again
                 step, *told = map(float, found[f"flight_{i}"])
                 self._take_off(i, tf.constant(found[f"start_{i}"]), int(step), told)
+                self._in_flight[i].is_cured = bool(found.get(f"is_cured_{i}", False))
 
     def _delay(self, flight):
         return self.settings.when.delay_at(flight.step)
@@ -96,7 +101,7 @@ class StepwiseEngine(Engine):
         if i in self._in_flight:
             self._land(i)
         state = self.states[i]
-        start = state.fragment.snapshot()
+        start = self._snapshot(i)
         told = [self._weight(state), self.trained.steps, self._overhead(), 0, 0]
         state.turns += 1
         if self.settings.when.delay_at(self.trained.steps):
@@ -121,21 +126,39 @@ class StepwiseEngine(Engine):
         flight = self._in_flight.pop(i)
         begin = time.perf_counter()
         outcome = flight.future.result()
-        self._merge(i, flight.start, outcome, flight.step, begin)
+        self._merge(i, flight.start, outcome, flight.step, begin, flight.is_cured)
 
-    def _merge(self, i, start, outcome, step, begin):
+    def _merge(self, i, start, outcome, step, begin, is_cured=False):
         fragment = self.states[i].fragment
         self._check_finite(i, outcome, start)
         mean_norm = None
         if self.settings.when.measures == "divergence":
             centre = 0.0 if fragment.centre is None else fragment.read_centre()
             mean_norm = float(tf.norm(centre + outcome.mean))
-        fragment.merge(start, outcome.own, outcome.mean, tf.constant(outcome.takes_mean))
-        if outcome.takes_mean:
+        takes_mean = tf.constant(outcome.takes_mean or is_cured)
+        fragment.merge(start, outcome.own, outcome.mean, takes_mean)
+        is_cured = bool(outcome.failing) and step > self._cured_at and self._cure_all(i, outcome)
+        if outcome.takes_mean or is_cured:
             self._cure_optimizer()
         waited = time.perf_counter() - begin
         self._last_exchange = (self._last_exchange[0], self._last_exchange[1] + waited)
         self._merged(i, outcome, step, waited, mean_norm)
+
+    def _cure_all(self, i, outcome) -> bool:
+        """Exchanges all fragments for ranks that have failed; returns whether this one has taken any."""
+        now = self.trained.steps
+        found = self._cure.run(outcome, self.states[i].turns - 1, now, self._snapshot)
+        for j, values in found.items():
+            self.states[j].fragment.put(values)
+            if j in self._in_flight:  # it would bring the difference from values that are gone
+                self._in_flight[j].is_cured = True
+        # Of exchanges that left before, none tells of a failure that is not cured; all must know that alike.
+        if len(outcome.ranks) == self.comm.size:
+            self._cured_at = now
+        return bool(found)
+
+    def _snapshot(self, i):
+        return self.states[i].fragment.snapshot()
 
     def _overhead(self):
         """The share of the time since the last exchange's start that training has waited."""

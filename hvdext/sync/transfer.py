@@ -128,15 +128,16 @@ class Transfer:
             errors = tuple(self.errors) or None
             mean, after, table = mean_over_all(comm, values, row, _weights, self._wire, name, seed, errors)
             own = values
+            helped = tf.reduce_any(_weights(table) > 0)
             for variable, error in zip(self.errors, after or (), strict=True):
                 variable.assign(error)
         else:
             table = comm.allgather(row[tf.newaxis], f"{self._name}.told")
             weights = _weights(table)
             own, mean = mean_with_peers(comm, values, weights, sends, receives, self._wire, name, seed, peers)
-            # Values that are not finite stay so, to be seen, where no peer has any to help out with.
             helped = tf.reduce_any((receives > 0) & (weights > 0))
-            mean = tf.where(finite | helped, mean, brought)
+        # Values that are not finite stay so, to be seen, where nobody who meets has any to help out with.
+        mean = tf.where(finite | helped, mean, brought)
         if not self._measures:
             nothing = tf.constant(0.0, tf.float64)
             return own, mean, table, nothing, nothing

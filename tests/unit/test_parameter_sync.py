@@ -316,6 +316,88 @@ def test_nonfinite_weights_are_named_or_skipped(make):
             np.testing.assert_allclose(a, b, atol=0.02)
 
 
+def spreading_step(model, amount=0.0):
+    """As a step of training would: one NaN, and there is nothing else."""
+    total = sum(tf.reduce_sum(tf.convert_to_tensor(v)) for v in model.trainable_variables)
+    for variable in model.trainable_variables:
+        variable.assign_add(tf.fill(variable.shape, amount + 0 * total))
+
+
+def is_finite(model):
+    return all(np.isfinite(w).all() for w in model.get_weights())
+
+
+ROTATING = {
+    "streaming": lambda s: s.StreamingDiLoCo(
+        4, 2, delay=3, alpha=0.5, wire=s.Wire("int8", "error_feedback"), on_nonfinite="skip_rank"
+    ),
+    "mean": lambda s: s.PartialSync(s.Rotating(2), 4, delay=3, on_nonfinite="skip_rank"),
+    "within groups": lambda s: s.PartialSync(
+        s.Rotating(2), 2, whom=s.Hierarchical([[0], [1, 2]], 3), on_nonfinite="skip_rank"
+    ),
+    "asynchronous": lambda s: s.ParameterSync(
+        s.Always(max_staleness=1), what=s.Rotating(2), on_nonfinite="skip_rank"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROTATING)
+def test_a_rank_takes_all_fragments_at_once(name):
+    """One of them would be spoilt by the next step, made with the other."""
+
+    def rank(comm):
+        model, sync = small_model(), ROTATING[name](hvd.sync)
+        sync.begin(model)
+        for step in range(16):
+            if step == 3 and comm.rank == 1:
+                model.layers[0].bias.assign([np.inf] * 4)
+            spreading_step(model, 0.01)
+            sync.step()
+        found = is_finite(model)
+        sync.end()
+        return found, is_finite(model)
+
+    with pytest.warns(UserWarning, match="Weights of rank 1 are not finite") as warned:
+        assert run_ranks(3, rank) == [(True, True)] * 3
+    assert len([w for w in warned if "not finite" in str(w.message)]) == 1
+
+
+def test_a_cure_leaves_the_other_ranks_as_they_are():
+    def rank(comm):
+        model = small_model()
+        model.set_weights([w + comm.rank for w in model.get_weights()])
+        if comm.rank == 1:
+            model.layers[1].bias.assign([np.nan])
+            spreading_step(model)
+        sync = hvd.sync.PartialSync(hvd.sync.Rotating(2), 2, on_nonfinite="skip_rank")
+        sync.begin(model)
+        sync.step()  # fragment 0, "hidden"
+        return model.layers[0].bias.numpy()[0], model.layers[1].bias.numpy()[0], comm.traffic()["sync"].bytes
+
+    start = [layer.bias.numpy()[0] for layer in small_model().layers]
+    found = run_ranks(3, rank)
+    for i, (hidden, out, sent) in enumerate(found):
+        assert [hidden, out] == pytest.approx([start[0] + 1, start[1] + i], abs=1e-6)
+        assert sent == found[0][2] > 3 * 16 * 4  # two exchanges of "hidden", one of "out"
+
+
+def test_a_group_without_a_finite_rank_waits_for_the_others():
+    def rank(comm):
+        model = small_model()
+        whom = hvd.sync.Hierarchical([[0], [1]], every=2)
+        sync = hvd.sync.LocalSGD(1, whom=whom, on_nonfinite="skip_rank")
+        sync.begin(model)
+        if comm.rank == 1:
+            model.layers[1].bias.assign([np.nan])
+        found = []
+        for _ in range(2):
+            sync.step()
+            found.append(is_finite(model))
+        return found
+
+    assert run_ranks(2, rank) == [[True, True], [False, True]]
+
+
 # -- saved and resumed ----------------------------------------------------------------------------------
 
 RESUMED = {
