@@ -21,6 +21,7 @@ from hvdext.placement.plan import Plan
 from hvdext.placement.reading import Calls, calls_of, unallocated
 from hvdext.placement.running import Runner
 from hvdext.placement.schedule import problem_of, programs
+from hvdext.placement.slices.layer import SlicedLayer
 from hvdext.placement.stages import Stage, cut
 from hvdext.placement.whole_model import WholeModel
 from hvdext.process_sets import ProcessSet
@@ -83,7 +84,12 @@ def pipeline(
     _check_rows_are_open(calls)
     chunks = cut(calls, plan)
     facts = {f"variable {i}": f"{v.path} {tuple(v.shape)} {v.dtype}" for i, v in enumerate(whole.variables)}
-    agreement.check(comm, f"hvd.pipeline of model {whole.name!r}", {"model": whole.name, **facts})
+    agreement.check(
+        comm,
+        f"hvd.pipeline of model {whole.name!r}",
+        {"model": whole.name, **facts},
+        _slices_problem(whole, grid),
+    )
     stages = {chunk.number: Stage(chunk) for chunk in chunks[comm.rank :: comm.size]}
     _give_values(list(stages.values()), values, grid.data)
     runner = Runner(
@@ -100,7 +106,7 @@ def pipeline(
     training = programs(*shape, gradients=back)[comm.rank]
     inference = programs(*shape, training=False)[comm.rank]
     return PipelineModel(
-        WholeModel(calls, plan, comm, grid.data, grid.everyone),
+        WholeModel(calls, plan, comm, grid.slices, grid.data, grid.everyone),
         runner,
         Settings(microbatches, training, inference),
     )
@@ -137,6 +143,17 @@ def _check_rows_are_open(calls: Calls) -> None:
                 "axis, or model.build((None, ...)). "
                 f"Received: input {name!r} of shape {tuple(tensor.shape)}."
             )
+
+
+def _slices_problem(model, grid) -> str | None:
+    """What is wrong with the ranks among which layers are cut: they must be at the same stage."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, SlicedLayer) and layer.comm.ranks != grid.slices.ranks:
+            return (
+                "`grid` of cut layers must be that of the pipeline, along whose slices they are cut. "
+                f"Received: {layer.name!r} among the ranks {layer.comm.ranks}, and grid={grid!r}."
+            )
+    return None
 
 
 def _without_values(model):

@@ -61,7 +61,7 @@ def positions_of(optimizer: keras.optimizers.Optimizer, whole: keras.Model) -> d
 
 def numbers_in_file(
     optimizer: keras.optimizers.Optimizer, positions: Mapping[int, int], whole: Sequence
-) -> tuple[int, list[tuple[int, Any]]]:
+) -> tuple[int, list[tuple[int, Any, Any]]]:
     """Where Keras keeps the state of a stage's optimizer among that of the whole model's.
 
     Args:
@@ -71,19 +71,19 @@ def numbers_in_file(
 
     Returns:
         How many variables the whole optimizer has, and for each of this one's: the number of its counterpart,
-        and itself.
+        itself, and the trained variable that it belongs to, None for those that all stages have alike.
     """
     other = renewed(optimizer)
     other.build([_tiny(variable) for variable in whole])
     numbers = {id(variable): i for i, variable in enumerate(other.variables)}
     theirs = {(slot.kind, slot.index): numbers[id(slot.variable)] for slot in slots_of(other)}
     found = [
-        (theirs[slot.kind, positions[slot.index]], slot.variable)
+        (theirs[slot.kind, positions[slot.index]], slot.variable, whole[positions[slot.index]])
         for slot in slots_of(optimizer)
         if slot.index in positions
     ]
     pairs = zip(common_variables(other), common_variables(optimizer), strict=True)
-    found += [(numbers[id(their)], own) for their, own in pairs]
+    found += [(numbers[id(their)], own, None) for their, own in pairs]
     return len(other.variables), found
 
 

@@ -10,7 +10,11 @@ from typing import Any
 import keras
 from keras.src.saving import saving_lib
 
+from hvdext.derived import derive_anew
+from hvdext.placement.deferred import without_values
+from hvdext.placement.plain import is_cut, uncut_clone
 from hvdext.placement.reading import calls_of
+from hvdext.placement.slices.cutting import mark_of
 from hvdext.placement.slots import is_composed, numbers_in_file, positions_of
 
 _ARCHIVE_WEIGHTS = "model.weights.h5"
@@ -20,11 +24,11 @@ _RULE = "`filepath` must be a file whose model was saved with the state of an op
 def read_weights(
     model: keras.Model, file: str, is_here: Callable[[str], bool], options: Mapping[str, Any]
 ) -> None:
-    """Gives the layers that are on this rank their weights.
+    """Gives the layers that are on this rank their weights, cut ones their slices.
 
     Args:
         model: the whole, with values for this rank's layers only.
-        file: a `.keras` or `.weights.h5` file of the whole model.
+        file: a `.keras` or `.weights.h5` file of the uncut model.
         is_here: whether the layer at a path is on this rank.
         options: as for `Model.load_weights`.
 
@@ -32,8 +36,18 @@ def read_weights(
         OSError: if it cannot be read.
         ValueError: if it is of another model.
     """
-    skipped = [call.operation for call in calls_of(model).calls if not is_here(call.path)]
-    saving_lib.load_weights_only(model, file, objects_to_skip=skipped, **options)
+    if not is_cut(model):
+        saving_lib.load_weights_only(model, file, objects_to_skip=_skipped(model, is_here), **options)
+        return
+    with without_values() as scope:  # which holds what is read
+        twin = uncut_clone(model)
+        saving_lib.load_weights_only(twin, file, objects_to_skip=_skipped(twin, is_here), **options)
+    for own, whole in zip(model.weights, twin.weights, strict=True):
+        value, mark = scope.get_current_value(whole), mark_of(own)
+        if value is not None:
+            own.assign(value if mark is None else mark[0].of(value))
+    here = [call.operation for call in calls_of(model).calls if is_here(call.path)]
+    derive_anew(one for one in here if isinstance(one, keras.layers.Layer))
 
 
 def read_optimizer(model: keras.Model, file: str, optimizer: keras.optimizers.Optimizer) -> str | None:
@@ -49,15 +63,23 @@ def read_optimizer(model: keras.Model, file: str, optimizer: keras.optimizers.Op
     """
     if is_composed(optimizer):
         return f"{_RULE} Received: filepath={file!r} for a MultiOptimizer, whose state is not saved."
-    positions = positions_of(optimizer, model)
-    count, wanted = numbers_in_file(optimizer, positions, model.trainable_variables)
+    trained = model.trainable_variables
+    count, wanted = numbers_in_file(optimizer, positions_of(optimizer, model), trained)
     with _optimizer_in(file) as store:
         found = len(store.keys())
         if found != count:
             return f"{_RULE} Received: filepath={file!r} with {found} optimizer variables for {count}."
-        for number, variable in wanted:
-            variable.assign(store[str(number)][()])
+        for number, variable, weight in wanted:
+            value, mark = store[str(number)], mark_of(weight)
+            if mark is not None and variable.shape == weight.shape:
+                variable.assign(mark[0].of(value))
+            else:
+                variable.assign(value[()])
     return None
+
+
+def _skipped(model, is_here) -> list:
+    return [call.operation for call in calls_of(model).calls if not is_here(call.path)]
 
 
 @contextlib.contextmanager

@@ -15,9 +15,11 @@ import tensorflow as tf
 
 from hvdext.comm import Communicator
 from hvdext.optimizer import build
-from hvdext.placement.plain import compile_alike
+from hvdext.placement.plain import compile_alike, is_cut, uncut_clone
 from hvdext.placement.plan import Plan
-from hvdext.placement.reading import Calls
+from hvdext.placement.reading import Calls, unallocated
+from hvdext.placement.slices.cutting import mark_of
+from hvdext.placement.slices.operators import joined
 from hvdext.placement.slots import common_variables, is_composed, positions_of, slots_of
 from hvdext.placement.together import raise_together
 from hvdext.placement.whole_file import read_optimizer, read_weights
@@ -27,10 +29,13 @@ from hvdext.placement.whole_file import read_optimizer, read_weights
 class WholeModel:
     """The uncut model, of whose variables a rank holds those of its own stage; the others have no values.
 
+    Where layers of it are cut, too (`slices.size` > 1), a rank holds its slices of its stage's variables.
+
     Attributes:
         calls: the model, read.
         plan: which layer is where.
         comm: the pipeline's ranks.
+        slices: the ranks that hold slices of the same stage.
         replicas: the ranks that hold the same stage in pipelines side by side; the first pipeline writes.
         everyone: the ranks of all pipelines.
     """
@@ -38,6 +43,7 @@ class WholeModel:
     calls: Calls
     plan: Plan
     comm: Communicator
+    slices: Communicator
     replicas: Communicator
     everyone: Communicator
     _operations: dict[str, Any] = field(init=False)
@@ -141,24 +147,26 @@ class WholeModel:
         """Bytes by the `id` of the whole model's variables: on the rank that writes, what it lacks."""
         found: dict[int, np.ndarray] = {}
         seen = set()
+        keeps = self.writes and not is_cut(self.model)
         for path, operation in self._operations.items():
             owner = self.rank_of(path)
             for variable in getattr(operation, "weights", []):
                 if id(variable) in seen:
                     continue
                 seen.add(id(variable))
-                value = self._from(owner, variable)
-                if self.writes and owner != self.comm.rank:
+                value = self._from(owner, variable, variable)
+                if self.writes and not (keeps and owner == self.comm.rank):
                     found[id(variable)] = value
         return found
 
     @contextlib.contextmanager
     def _filled(self, values: dict[int, np.ndarray]) -> Iterator[keras.Model]:
         """The whole model as plain Keras has it, with all values; empties `values`."""
-        model, filled = self.model, []
+        model = unallocated(lambda: uncut_clone(self.model))[0] if is_cut(self.model) else self.model
+        filled = []
         try:
-            for variable in model.weights:
-                value = values.pop(id(variable), None)
+            for own, variable in zip(self.model.weights, model.weights, strict=True):
+                value = values.pop(id(own), None)
                 if value is not None:
                     variable._initialize(_array(value, variable))
                     filled.append(variable)
@@ -169,11 +177,24 @@ class WholeModel:
             model.optimizer = None
             model.compiled = False
 
-    def _from(self, owner: int, held) -> np.ndarray:
-        """The bytes of the variable `held` of rank `owner`, on every rank."""
+    def _from(self, owner: int, held, trained) -> np.ndarray:
+        """The bytes of what rank `owner` holds, whole; of use on the rank that writes.
+
+        Args:
+            owner: a rank of the pipeline.
+            held: a variable, on rank `owner`.
+            trained: the weight that it is, or stands beside, on rank `owner`: cut as that is.
+        """
         data = np.zeros(0, np.uint8)
         if owner == self.comm.rank:
-            data = np.frombuffer(held.numpy().tobytes(), np.uint8)
+            value, mark = tf.convert_to_tensor(held), mark_of(trained)
+            if mark is not None and held.shape == trained.shape:
+                # A name for each number of axes: functions traced for several know no shape at all.
+                name = f"hvdext.placement.slices.{value.shape.rank}"
+                value = joined(self.slices, value, mark[0].axis, name)
+            data = np.frombuffer(value.numpy().tobytes(), np.uint8)
+        if self.slices.rank != 0:
+            return data
         return self.comm.allgather(tf.constant(data), "hvdext.placement.whole").numpy()
 
     def _tell_trainable(self) -> None:
@@ -207,10 +228,11 @@ class WholeModel:
                     "The state of a MultiOptimizer is not saved with a pipeline's model.", stacklevel=3
                 )
             return None
+        trained = self.model.trainable_variables
         slots = {}
         for owner, (keys, _) in enumerate(everyone):
             for key in keys:
-                value = self._from(owner, mine.get(key))
+                value = self._from(owner, mine.get(key), trained[key[1]])
                 if self.writes:
                     slots[key] = value
         return everyone[0][1], slots

@@ -1,4 +1,4 @@
-"""Files of pipelines: what plain Keras would have written, failures on all ranks."""
+"""Files of pipelines: what plain Keras would have written, failures on all ranks, cut layers."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def compiled(model, optimizer=momentum, loss="mse", **options):
     return model
 
 
-def piped(builder=cases.plain, **options):
-    return compiled(hvd.pipeline(builder, hvd.plan(builder, places=hvd.size()), 2), **options)
+def piped(builder=cases.plain, grid=None, **options):
+    plan = hvd.plan(builder, places=grid.shape.pipeline if grid else hvd.size())
+    return compiled(hvd.pipeline(builder, plan, 2, grid=grid), **options)
 
 
 def state(model):
@@ -149,3 +150,63 @@ def test_a_failure_of_another_kind():
             raise_together(comm, "drawing", KeyError("pen") if comm.rank == 1 else None)
 
     run_ranks(2, run)
+
+
+# -- pipelines of cut layers ---------------------------------------------------------------------------------
+
+
+@cases.seeded
+def uncut():
+    x = keras.Input((6,), name="x")
+    up, down = layers.Dense(8, "tanh", name="up")(x), layers.Dense(6, name="down")
+    y = layers.Dropout(0.0, name="drop")(down(up))
+    return keras.Model(x, layers.Dense(2, name="out")(layers.Dense(4, name="wide")(y)), name="cut")
+
+
+def cut_by(grid):
+    @cases.seeded
+    def build():
+        x = keras.Input((6,), name="x")
+        up = hvd.ColumnDense(8, "tanh", gather=False, grid=grid, name="up")(x)
+        y = hvd.RowDense(6, sliced_input=True, grid=grid, name="down")(up)
+        y = layers.Dropout(0.0, name="drop")(y)
+        y = hvd.ColumnDense(4, grid=grid, name="wide")(y)
+        return keras.Model(x, layers.Dense(2, name="out")(y), name="cut")
+
+    return build
+
+
+def test_a_pipeline_of_cut_layers_saves_and_loads_the_uncut_model(tmp_path):
+    x, y = cases.plain_data(2)
+    plain = compiled(uncut())
+    plain.fit(x[:16], y[:16], **FIT)
+    plain.save(tmp_path / "start.keras")
+    plain.fit(x[16:], y[16:], **FIT)
+
+    def run(comm):
+        grid = hvd.Grid(pipeline=2, slices=2)
+        model = piped(cut_by(grid), grid)
+        model.load_checkpoint(tmp_path / "start.keras")
+        model.fit(x[16:], y[16:], **FIT)
+        model.save(tmp_path / "saved.keras")
+        model.save_weights(tmp_path / "saved.weights.h5")
+        before = model.get_weights()
+        model.fit(x, y, **FIT)
+        model.load_weights(tmp_path / "saved.weights.h5")
+        return before, model.get_weights()
+
+    for before, after in run_ranks(4, run):
+        assert_equal(after, before, 0)
+    text = zipfile.ZipFile(tmp_path / "saved.keras").read("config.json").decode()
+    assert "hvdext" not in text
+    opened = keras.models.load_model(tmp_path / "saved.keras")
+    assert type(opened.get_layer("up")) is layers.Dense
+    assert_equal(state(opened), state(plain))
+
+
+def test_layers_cut_along_other_ranks_than_the_pipelines_slices():
+    def run(comm):
+        hvd.pipeline(cut_by(comm), hvd.plan(cut_by(comm), places=2), 2)
+
+    with pytest.raises(ValueError, match="`grid` of cut layers must be that of the pipeline"):
+        run_ranks(2, run)
