@@ -18,6 +18,7 @@ from tensorflow.python.eager import context as eager_context
 from hvdext import agreement
 from hvdext.exchange import map_gradient, squared_norm
 from hvdext.optimizer import build, configuration, hook_of, innermost
+from hvdext.placement.led import led
 from hvdext.placement.messages import Spec, pack, unpack
 from hvdext.placement.pipeline_data import (
     complete,
@@ -139,6 +140,7 @@ class PipelineModel(keras.Model):
                 raise ValueError(problem)
             if shuffle:
                 self._shuffle_alike()
+        callbacks = led(callbacks, self, self.whole.everyone)
         history = super().fit(
             x,
             y,
@@ -193,24 +195,28 @@ class PipelineModel(keras.Model):
         self.whole.save(filepath, self, overwrite=overwrite, **options)
 
     def save_weights(self, filepath: str | os.PathLike, overwrite: bool = True, **options) -> None:
-        """Writes the whole model's weights as one file; otherwise as `save`."""
-        self.whole.save_weights(filepath, overwrite=overwrite, **options)
+        """Writes the whole model's weights and, once there is one, the optimizer's state, as Keras does.
+
+        As `save` otherwise.
+        """
+        self.whole.save_weights(filepath, self, overwrite=overwrite, **options)
 
     def load_weights(self, filepath: str | os.PathLike, **options) -> None:
         """Reads this rank's weights from a file with the whole model's (`.keras` or `.weights.h5`).
 
-        Every rank calls it.
+        Every rank calls it. As in Keras, the state of a built optimizer is read, too, if the file has it.
 
         Raises:
             OSError: on every rank alike, if a rank cannot read the file.
             ValueError: on every rank alike, if it is of another kind, or of another model.
         """
-        self.whole.load_weights(filepath, **options)
+        has_state = self.compiled and self.optimizer is not None and self.optimizer.built
+        self.whole.load_weights(filepath, self.optimizer if has_state else None, **options)
 
     def load_checkpoint(self, filepath: str | os.PathLike) -> None:
-        """Reads this rank's weights and optimizer state from a `.keras` file of the whole model.
+        """Reads this rank's weights and optimizer state from a file of the whole model.
 
-        `save` or plain Keras has written it. Every rank calls it. The model must be compiled,
+        `save`, `save_weights` or plain Keras has written it. Every rank calls it. The model must be compiled,
         with an optimizer of the same kind.
 
         Raises:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
 from keras.src.saving import saving_lib
+from keras.src.utils import file_utils
 
 from hvdext.derived import derive_anew
 from hvdext.placement.deferred import without_values
@@ -86,6 +89,11 @@ def _skipped(model, is_here) -> list:
 def _optimizer_in(file: str) -> Iterator[saving_lib.H5IOStore]:
     """The optimizer's variables by their number; each is read when it is asked for."""
     with contextlib.ExitStack() as opened:
+        if file_utils.is_remote_path(file):
+            folder = opened.enter_context(tempfile.TemporaryDirectory())
+            local = os.path.join(folder, os.path.basename(file))
+            file_utils.copy(file, local)
+            file = local
         archive = opened.enter_context(zipfile.ZipFile(file)) if file.endswith(".keras") else None
         weights = saving_lib.H5IOStore(_ARCHIVE_WEIGHTS if archive else file, archive=archive, mode="r")
         opened.callback(weights.close)

@@ -90,24 +90,33 @@ class WholeModel:
         """
         self._write("save", path, source, lambda model: model.save(path, **options))
 
-    def save_weights(self, path: str | os.PathLike, **options) -> None:
-        """As `save`, but the weights only (`Model.save_weights`)."""
-        self._write("save_weights", path, None, lambda model: model.save_weights(path, **options))
+    def save_weights(self, path: str | os.PathLike, source: keras.Model, **options) -> None:
+        """As `save`, but what `Model.save_weights` writes: weights and the optimizer's state."""
+        self._write("save_weights", path, source, lambda model: model.save_weights(path, **options))
 
-    def load_weights(self, path: str | os.PathLike, **options) -> None:
+    def load_weights(self, path: str | os.PathLike, optimizer=None, **options) -> None:
         """Reads this rank's layers, and no others, from a file that plain Keras or `save` has written.
 
-        All ranks call it.
+        All ranks call it. As in Keras, a built optimizer's state is taken over if it is in the file and fits.
 
         Args:
             path: a `.keras` or `.weights.h5` file.
+            optimizer: this stage's, or None.
             **options: as for `Model.load_weights`.
 
         Raises:
             OSError: on every rank alike, if a rank cannot read the file.
             ValueError: on every rank alike, if it is of another kind, or of another model.
         """
-        self._load("load_weights", path, lambda file: read_weights(self.model, file, self.is_here, options))
+
+        def read(file):
+            read_weights(self.model, file, self.is_here, options)
+            if optimizer is not None and not is_composed(optimizer):
+                problem = read_optimizer(self.model, file, optimizer)
+                if problem is not None:
+                    warnings.warn(f"The optimizer stays as it is. {problem}", stacklevel=2)
+
+        self._load("load_weights", path, read)
 
     def load_checkpoint(self, path: str | os.PathLike, optimizer) -> None:
         """As `load_weights`, and this stage's part of the optimizer's state; `optimizer` must be built.
@@ -133,7 +142,7 @@ class WholeModel:
         if self.replicas.rank == 0:
             self._tell_trainable()
             values = self._gather_weights()
-            state = self._gather_optimizer(source.optimizer) if source and source.compiled else None
+            state = self._gather_optimizer(source.optimizer if source.compiled else None)
             if self.writes:
                 try:
                     with self._filled(values) as model:
@@ -238,7 +247,7 @@ class WholeModel:
         return everyone[0][1], slots
 
     def _compile(self, model, source, state: tuple[list, dict] | None) -> None:
-        if source is None or not source.compiled:
+        if not source.compiled:
             return
         compile_alike(model, source, jit_compile="auto")
         if model.optimizer is None:

@@ -1,4 +1,4 @@
-"""Files of pipelines: what plain Keras would have written, failures on all ranks, cut layers."""
+"""Files of pipelines: what plain Keras would have written, failures on all ranks, backups, cut layers."""
 
 from __future__ import annotations
 
@@ -152,6 +152,110 @@ def test_a_failure_of_another_kind():
     run_ranks(2, run)
 
 
+# -- weights with the optimizer's state ----------------------------------------------------------------------
+
+
+def test_weights_hold_the_state_of_the_optimizer_as_in_keras(tmp_path):
+    x, y = cases.plain_data(2)
+    plain = compiled(cases.plain())
+    plain.fit(x[:16], y[:16], **FIT)
+    plain.save_weights(tmp_path / "plain.weights.h5")
+    plain.fit(x[16:], y[16:], **FIT)
+    path = tmp_path / "piped.weights.h5"
+
+    def run(comm):
+        model = piped()
+        model.load_checkpoint(tmp_path / "plain.weights.h5")
+        model.fit(x[16:], y[16:], **FIT)
+        model.save_weights(path)
+        before = state(model)
+        model.fit(x, y, **FIT)
+        model.load_weights(path)
+        return before, state(model)
+
+    for before, after in run_ranks(2, run):
+        assert_equal(after, before, 0)
+    again = compiled(cases.plain())
+    again.optimizer.build(again.trainable_variables)
+    again.load_weights(path)
+    assert_equal(state(again), state(plain))
+
+    def elsewhere(comm):
+        model, remote = piped(), "ram://folder/piped.weights.h5"
+        model.load_checkpoint(path)
+        model.save_weights(remote)
+        again = piped()
+        again.load_checkpoint(remote)
+        return state(again)
+
+    assert_equal(run_ranks(1, elsewhere)[0], state(plain))
+
+    def with_another(comm):
+        model = piped(optimizer=keras.optimizers.Adam)
+        model.load_weights(path)  # as in Keras: an optimizer that is not built gets nothing
+        model._build_optimizer()
+        model.load_weights(path)
+        return int(model.optimizer.iterations)
+
+    with pytest.warns(UserWarning, match="The optimizer stays as it is"):
+        assert run_ranks(1, with_another) == [0]
+
+
+class Interrupted(Exception):
+    """What ends a training early."""
+
+
+def stopping_after(epochs):
+    def stop(epoch, logs):
+        if epoch + 1 == epochs:
+            raise Interrupted
+
+    return keras.callbacks.LambdaCallback(on_epoch_end=stop)
+
+
+def test_a_backup_resumes_as_if_nothing_had_happened(tmp_path):
+    x, y = cases.plain_data(2)
+    whole = compiled(cases.plain())
+    whole.fit(x, y, epochs=3, **FIT)
+    folder = tmp_path / "backup"
+
+    def run(comm):
+        backup = keras.callbacks.BackupAndRestore(folder, double_checkpoint=True)
+        with pytest.raises(Interrupted):
+            piped().fit(x, y, epochs=3, callbacks=[backup, stopping_after(2)], **FIT)
+        comm.barrier("hvdext.test.interrupted")
+        found = sorted(path.name for path in folder.iterdir())
+        comm.barrier("hvdext.test.seen")
+        model = piped()
+        again = keras.callbacks.BackupAndRestore(folder)
+        history = model.fit(x, y, epochs=3, callbacks=[again], **FIT)
+        return found, history.epoch, cases.values(model), int(model.optimizer.iterations), folder.exists()
+
+    results = run_ranks(2, run)
+    weights = {}
+    for found, epochs, values, steps, is_left in results:
+        assert "latest.weights.h5" in found
+        assert (epochs, steps, is_left) == ([2], 6, False)
+        weights |= values
+    for path, value in cases.values(whole).items():
+        np.testing.assert_allclose(weights[path], value, rtol=0, atol=1e-6, err_msg=path)
+
+
+def test_a_backup_that_fails_fails_on_all_ranks(tmp_path):
+    x, y = cases.plain_data(1)
+    (tmp_path / "file").touch()
+
+    def run(comm):
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "file" / "folder")
+        with pytest.raises(OSError, match=r"BackupAndRestore.on_epoch_end has failed on rank 0"):
+            piped().fit(x, y, callbacks=keras.callbacks.CallbackList([backup]), **FIT)
+        differing = keras.callbacks.BackupAndRestore(tmp_path, save_freq=1 + comm.rank)
+        with pytest.raises(ValueError, match="disagree about BackupAndRestore"):
+            piped().fit(x, y, callbacks=differing, **FIT)
+
+    run_ranks(2, run, timeout=20)
+
+
 # -- pipelines of cut layers ---------------------------------------------------------------------------------
 
 
@@ -190,10 +294,10 @@ def test_a_pipeline_of_cut_layers_saves_and_loads_the_uncut_model(tmp_path):
         model.fit(x[16:], y[16:], **FIT)
         model.save(tmp_path / "saved.keras")
         model.save_weights(tmp_path / "saved.weights.h5")
-        before = model.get_weights()
+        before = state(model)
         model.fit(x, y, **FIT)
         model.load_weights(tmp_path / "saved.weights.h5")
-        return before, model.get_weights()
+        return before, state(model)
 
     for before, after in run_ranks(4, run):
         assert_equal(after, before, 0)

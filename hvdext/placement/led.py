@@ -1,0 +1,135 @@
+"""Callbacks that keep files of their own beside the model's: one rank leads, the others follow.
+
+Keras' `BackupAndRestore` writes, copies and deletes a folder. Ranks that all did so would get in each
+other's way. Here one rank runs the callback, and tells the others when it saves or loads the model, which all
+do together, and when it has ended, or failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import keras
+
+from hvdext import agreement
+from hvdext.comm import Communicator
+from hvdext.placement.together import raise_together
+
+_CALLED_BY_ALL = ("save", "save_weights", "load_weights", "load_checkpoint")
+_HOOKS = [name for name in dir(keras.callbacks.Callback) if name.startswith("on_")]
+_Backup = keras.callbacks.BackupAndRestore
+
+
+def led(callbacks: Any, model: keras.Model, comm: Communicator) -> Any:
+    """The callbacks of `fit`, `BackupAndRestore` among them so that one rank alone keeps its folder.
+
+    Args:
+        callbacks: as `fit` takes them; every rank of `comm` passes the same.
+        model: whose methods for files all ranks call together.
+        comm: the ranks that fit together; the first one leads.
+
+    Raises:
+        ValueError: on every rank alike, if the ranks' `save_freq` differ.
+    """
+    if comm.size == 1 or callbacks is None:
+        return callbacks
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks.callbacks = [_led(one, comm) for one in callbacks.callbacks]
+        callbacks.set_model(model)
+        return callbacks
+    return [_led(one, comm) for one in keras.tree.flatten(callbacks)]
+
+
+def _led(callback, comm):
+    if not isinstance(callback, _Backup):
+        return callback
+    agreement.check(comm, type(callback).__name__, {"save_freq": callback.save_freq})
+    return _Led(callback, comm)
+
+
+class _Led(keras.callbacks.Callback):
+    """`callback`, run by the first rank of `comm` for all."""
+
+    def __init__(self, callback: keras.callbacks.Callback, comm: Communicator):
+        super().__init__()
+        self._callback = callback
+        self._comm = comm
+
+    def set_params(self, params):
+        super().set_params(params)
+        self._callback.set_params(params)
+
+    def set_model(self, model):
+        super().set_model(model)
+        self._callback.set_model(_Announcing(model, self._tell) if self._comm.rank == 0 else model)
+
+    def run(self, hook: str, *args, **kwargs) -> None:
+        """Called by all ranks for each of Keras' calls, `hook` being its name."""
+        if not self._is_used(hook):
+            return
+        error = None
+        if self._comm.rank == 0:
+            try:
+                getattr(self._callback, hook)(*args, **kwargs)
+            except Exception as problem:  # the others wait, and must hear of it
+                error = problem
+            self._tell(None)
+        else:
+            self._follow()
+        raise_together(self._comm, f"{type(self._callback).__name__}.{hook}", error)
+
+    def _is_used(self, hook):
+        mine = getattr(type(self._callback), hook)
+        if mine is _Backup.on_train_batch_end and self._callback.save_freq == "epoch":
+            return False  # it does nothing then, and a message per batch would cost time
+        return mine is not getattr(keras.callbacks.Callback, hook)
+
+    def _tell(self, call: tuple[str, tuple, dict] | None) -> None:
+        """Announces a call of the model, or, by None, the end of the hook, and what it has set."""
+        state = {name: getattr(self.model, name) for name in ("_initial_epoch", "stop_training")}
+        self._comm.broadcast_object((call, state), 0, "hvdext.placement.led")
+
+    def _follow(self) -> None:
+        while True:
+            call, state = self._comm.broadcast_object(None, 0, "hvdext.placement.led")
+            if call is None:
+                break
+            method, args, kwargs = call
+            with contextlib.suppress(OSError, ValueError, RuntimeError):
+                # It fails on all ranks alike: what follows is for the leader to say.
+                getattr(self.model, method)(*args, **kwargs)
+        for name, value in state.items():
+            setattr(self.model, name, value)
+
+
+def _hook(name):
+    def hook(self, *args, **kwargs):
+        self.run(name, *args, **kwargs)
+
+    return hook
+
+
+for _name in _HOOKS:
+    setattr(_Led, _name, _hook(_name))
+
+
+class _Announcing:
+    """The model as the leader's callback sees it: what all ranks call together is announced first."""
+
+    def __init__(self, model: keras.Model, tell):
+        vars(self).update(_model=model, _tell=tell)
+
+    def __getattr__(self, name):
+        attribute = getattr(self._model, name)
+        if name not in _CALLED_BY_ALL:
+            return attribute
+
+        def announced(*args, **kwargs):
+            self._tell((name, args, kwargs))
+            return attribute(*args, **kwargs)
+
+        return announced
+
+    def __setattr__(self, name, value):
+        setattr(self._model, name, value)
