@@ -13,6 +13,7 @@ from hvdext import agreement
 from hvdext.arguments import suggests_keywords
 from hvdext.comm import current
 from hvdext.optimizer import build, hook_of, innermost
+from hvdext.sync import names
 from hvdext.sync.asynchronous import AsynchronousEngine
 from hvdext.sync.attachment import attach, attached, detach
 from hvdext.sync.digest import digest
@@ -59,7 +60,7 @@ class ParameterSync(keras.callbacks.Callback):
         rule: what becomes of the mean, `hvd.sync.Mean()`, `Pull`, `Outer`.
         on_nonfinite: "raise" if a rank's weights are not finite, or "skip_rank": go on with the others' mean,
             which that rank takes as well, of all fragments at once. What is not exchanged stays as it is.
-        name: part of the collectives' names; None: numbered.
+        name: part of the collectives' names, of letters, digits, "_" and "-"; None: numbered.
 
     Raises:
         TypeError, ValueError: if an answer is not one, or two contradict each other. When training begins, on
@@ -82,6 +83,7 @@ class ParameterSync(keras.callbacks.Callback):
         name: str | None = None,
     ):
         super().__init__()
+        names.check_name(name)
         self.settings = Settings(
             what=what if what is not None else All(),
             when=when,
@@ -91,6 +93,7 @@ class ParameterSync(keras.callbacks.Callback):
             on_nonfinite=on_nonfinite,
         )
         self._name = name
+        self._place: str | None = None  # what the model's checkpoints call it
         self._engine: Engine | None = None
         self._engine_for: tuple | None = None
         self._loaded: dict[str, np.ndarray] | None = None
@@ -108,19 +111,21 @@ class ParameterSync(keras.callbacks.Callback):
         """Makes this sync's state a part of `model`'s checkpoints, to be loaded before training begins.
 
         Raises:
-            ValueError: if another sync of this name is attached already.
+            ValueError: if another sync of this name is attached already, or one that has it as its number.
         """
         if self._engine_for is not None and self._engine_for[0] is not model:
             self._engine = self._engine_for = self._loaded = None
-        others = [sync for sync in attached(model) if sync is not self]
-        if self._name is not None and self._name in [other._name for other in others]:
+        if self in attached(model):
+            return
+        places = [other._place for other in attached(model)]
+        if self._name in places:
             raise ValueError(
-                f"`name` must differ between the syncs of one model. Received: name={self._name!r} twice."
+                "`name` must differ between the syncs of one model, and from the numbers of those without. "
+                f"Received: name={self._name!r} twice."
             )
-        if self not in attached(model):
-            attach(model, self)
-            name = self._name or str(len(others))
-            setattr(model, f"_hvdext_sync_{name}", SavedState(self._state, self._restore))
+        self._place = self._name or names.free_number(places)
+        attach(model, self)
+        setattr(model, f"_hvdext_sync_{self._place}", SavedState(self._state, self._restore))
 
     def begin(self, model: keras.Model, optimizer: keras.optimizers.Optimizer | None = None) -> None:
         """Compares the ranks and makes ready; every rank must call it, before the first step.
@@ -157,8 +162,9 @@ class ParameterSync(keras.callbacks.Callback):
         if self._engine_for is not None and self._engine_for[:3] == made_for[:3]:
             self._loaded = self._state()  # only what is measured has changed
         kind = AsynchronousEngine if self.is_asynchronous else StepwiseEngine
-        name = self._name or str(attached(model).index(self))
+        name = names.agree(comm, self._name)
         self._engine = kind(name, self.settings, fragments, comm, self._measures, self._tell, optimizer)
+        names.take(name, self._engine)
         self._engine_for = made_for
         self._engine.share_centres()
 
