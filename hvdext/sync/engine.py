@@ -117,6 +117,10 @@ class Engine:
         self._cure = Cure(f"hvdext.sync.{name}", [s.fragment for s in self.states], settings, comm)
         self._has_warned = False
 
+    def train_with(self, optimizer: keras.optimizers.Optimizer | None) -> None:
+        """From now on this rank trains with another optimizer, or with one that nobody knows."""
+        self._optimizer = optimizer
+
     def share_centres(self) -> None:
         """Gives all ranks the first one's common values, and what moves them; every rank must call it."""
         for i, state in enumerate(self.states):

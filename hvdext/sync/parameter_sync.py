@@ -158,6 +158,7 @@ class ParameterSync(keras.callbacks.Callback):
             self._engine is None and self._loaded is None,
         )
         if self._engine is not None and self._engine_for == made_for:
+            self._engine.train_with(optimizer)
             return
         if self._engine_for is not None and self._engine_for[:3] == made_for[:3]:
             self._loaded = self._state()  # only what is measured has changed

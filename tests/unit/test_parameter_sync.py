@@ -398,6 +398,23 @@ def test_a_group_without_a_finite_rank_waits_for_the_others():
     assert run_ranks(2, rank) == [[True, True], [False, True]]
 
 
+def test_a_rank_that_is_skipped_cures_the_optimizer_that_it_trains_with_now():
+    def rank(comm):
+        model = small_model()
+        sync = hvd.sync.LocalSGD(1, on_nonfinite="skip_rank")
+        optimizers = [keras.optimizers.SGD(0.1, momentum=0.9) for _ in range(2)]
+        for optimizer in optimizers:
+            optimizer.build(model.trainable_variables)
+            sync.begin(model, optimizer)
+        if comm.rank == 1:
+            for variable in [model.layers[0].kernel, *(o.momentums[0] for o in optimizers)]:
+                variable.assign(np.full(variable.shape, np.nan))
+        sync.step()
+        return [bool(np.isfinite(o.momentums[0]).all()) for o in optimizers]
+
+    assert run_ranks(2, rank) == [[True, True], [False, True]]
+
+
 # -- saved and resumed ----------------------------------------------------------------------------------
 
 RESUMED = {
