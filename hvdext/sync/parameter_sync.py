@@ -18,6 +18,7 @@ from hvdext.sync.asynchronous import AsynchronousEngine
 from hvdext.sync.attachment import attach, attached, detach
 from hvdext.sync.digest import digest
 from hvdext.sync.engine import Engine, Exchanged, Totals
+from hvdext.sync.members import members
 from hvdext.sync.rule import Mean, Outer, Pull
 from hvdext.sync.samples import SampleCounter
 from hvdext.sync.saved_state import SavedState
@@ -130,7 +131,8 @@ class ParameterSync(keras.callbacks.Callback):
     def begin(self, model: keras.Model, optimizer: keras.optimizers.Optimizer | None = None) -> None:
         """Compares the ranks and makes ready; every rank must call it, before the first step.
 
-        Called again for the same model, it goes on where it was.
+        Called again for the same model, it goes on where it was. With `Group`, all ranks of the job meet in
+        the first sync that they begin, later only those of a group.
 
         Args:
             model: a built model.
@@ -140,7 +142,7 @@ class ParameterSync(keras.callbacks.Callback):
         self._start(0)
 
     def _prepare(self, model, optimizer):
-        comm = self.settings.members(current())
+        comm = members(current(), self.settings.whom)
         self.attach(model)
         self._has_ended = False
         optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)

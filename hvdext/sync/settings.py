@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hvdext.comm import Communicator
 from hvdext.sync.rule import Mean, Outer, Pull, Rule
 from hvdext.sync.what import What
 from hvdext.sync.when import When
-from hvdext.sync.whom import Group, Hierarchical, Whom
+from hvdext.sync.whom import Hierarchical, Whom
 from hvdext.sync.wire import Wire, wire_of
 
 ON_NONFINITE = ("raise", "skip_rank")
@@ -67,12 +66,6 @@ class Settings:
     def keeps_centre(self) -> bool:
         """Whether differences from common values travel: the smaller they are, the finer the wire is."""
         return self.rule.keeps_centre or (self.wire.format != "float32" and self.whom.shares_reference)
-
-    def members(self, comm: Communicator) -> Communicator:
-        """The ranks that take part at all."""
-        if isinstance(self.whom, Group) and comm.size > 1:
-            return comm.subset(self.whom.process_set)
-        return comm
 
     def facts(self) -> dict[str, Any]:
         """What must be the same on all ranks."""

@@ -83,10 +83,13 @@ class Group(Whom):
     With one rank in all, it is that rank's group whatever the set.
 
     Args:
-        process_set: registered, with this rank in it. Different ranks may name different sets.
+        process_set: registered, with this rank in it. Different ranks may name different sets, as long as no
+            rank is in two of them. Every rank needs one: who trains alone names a set of its own.
 
     Raises:
         TypeError: if it is no `hvd.ProcessSet`.
+        ValueError: when the ranks' first sync begins, on all of them alike, if a rank is not in its set, sets
+            overlap or some ranks answer otherwise.
     """
 
     process_set: ProcessSet

@@ -1,0 +1,66 @@
+"""Who takes part in a sync: all ranks look together, before any of them waits for those that it names."""
+
+from __future__ import annotations
+
+import weakref
+
+from hvdext import agreement
+from hvdext.comm import Communicator
+from hvdext.ledger import Ledger
+from hvdext.sync.whom import Group, Whom
+
+_SUBJECT = "hvd.callbacks.ParameterSync"
+
+# The jobs in which this rank has looked. Once only: later the groups go their own ways, and one may begin
+# more syncs than another.
+_looked: weakref.WeakSet[Ledger] = weakref.WeakSet()
+
+
+def members(comm: Communicator, whom: Whom) -> Communicator:
+    """The ranks among which this one exchanges.
+
+    Args:
+        comm: all ranks of the job. Each of them must call it for its first sync.
+        whom: this rank's answer.
+
+    Raises:
+        ValueError: if this rank is not in the set it names, or the set is not registered; with the first
+            sync on every rank alike, and also if only some name a group, or groups overlap.
+    """
+    if comm.size == 1:
+        return comm
+    found, problem = None, None
+    try:
+        found = _members(comm, whom)
+    except (ValueError, RuntimeError) as error:
+        problem = error
+    if comm.ledger not in _looked:
+        _look(comm, whom, found, problem)
+        _looked.add(comm.ledger)
+    if found is None:
+        assert problem is not None
+        raise problem
+    return found
+
+
+def _members(comm, whom):
+    if not isinstance(whom, Group):
+        return comm
+    whom.check(comm)
+    return comm.subset(whom.process_set)
+
+
+def _look(comm, whom, found, problem):
+    ranks = None if found is None else (isinstance(whom, Group), found.ranks)
+    mine = (ranks, repr(whom), None if problem is None else str(problem))
+    everyone = comm.allgather_object(mine, "hvdext.sync.members")
+    problems = [text for _, _, text in everyone if text is not None]
+    if problems:
+        raise ValueError("\n".join(dict.fromkeys(problems))) from problem
+    sets = {found for found, _, _ in everyone}
+    if len({is_group for is_group, _ in sets}) > 1 or sum(len(ranks) for _, ranks in sets) > comm.size:
+        views = [{"whom": text} for _, text, _ in everyone]
+        raise ValueError(
+            "`whom` must be a Group on all ranks or on none, and groups must be equal or have no rank in "
+            f"common. {agreement.disagreement(_SUBJECT, views, comm.ranks)}"
+        )
