@@ -21,7 +21,7 @@ from hvdext.sync.engine import Engine, Exchanged, Totals
 from hvdext.sync.members import members
 from hvdext.sync.rule import Mean, Outer, Pull
 from hvdext.sync.samples import SampleCounter
-from hvdext.sync.saved_state import SavedState
+from hvdext.sync.saved_state import SavedState, hang, take_down
 from hvdext.sync.settings import Settings
 from hvdext.sync.stepwise import StepwiseEngine
 from hvdext.sync.what import All, Piece, What
@@ -94,7 +94,9 @@ class ParameterSync(keras.callbacks.Callback):
             on_nonfinite=on_nonfinite,
         )
         self._name = name
-        self._place: str | None = None  # what the model's checkpoints call it
+        self._home: keras.Model | None = None  # whose checkpoints hold this sync's state
+        self._place: str | None = None  # what they call it
+        self._saved = SavedState(self._state, self._restore)
         self._engine: Engine | None = None
         self._engine_for: tuple | None = None
         self._loaded: dict[str, np.ndarray] | None = None
@@ -111,11 +113,13 @@ class ParameterSync(keras.callbacks.Callback):
     def attach(self, model: keras.Model) -> None:
         """Makes this sync's state a part of `model`'s checkpoints, to be loaded before training begins.
 
+        With another model than before it begins anew, and the earlier one's checkpoints are without it.
+
         Raises:
             ValueError: if another sync of this name is attached already, or one that has it as its number.
         """
-        if self._engine_for is not None and self._engine_for[0] is not model:
-            self._engine = self._engine_for = self._loaded = None
+        if self._home is not model:
+            self._move_out()
         if self in attached(model):
             return
         places = [other._place for other in attached(model)]
@@ -124,9 +128,10 @@ class ParameterSync(keras.callbacks.Callback):
                 "`name` must differ between the syncs of one model, and from the numbers of those without. "
                 f"Received: name={self._name!r} twice."
             )
-        self._place = self._name or names.free_number(places)
+        take_down(model, self._saved)  # from its place among other syncs than today's
+        self._home, self._place = model, self._name or names.free_number(places)
         attach(model, self)
-        setattr(model, f"_hvdext_sync_{self._place}", SavedState(self._state, self._restore))
+        hang(model, self._place, self._saved)
 
     def begin(self, model: keras.Model, optimizer: keras.optimizers.Optimizer | None = None) -> None:
         """Compares the ranks and makes ready; every rank must call it, before the first step.
@@ -359,6 +364,16 @@ class ParameterSync(keras.callbacks.Callback):
             facts["steps per epoch"] = (self.params or {}).get("steps")
             facts["epochs"] = (self.params or {}).get("epochs")
         return facts
+
+    def _move_out(self):
+        """Leaves nothing of itself with the model that it has worked on, nor takes anything along."""
+        if self._home is None:
+            return
+        if not self._has_ended:
+            self.abandon()
+        detach(self._home, self)
+        take_down(self._home, self._saved)
+        self._home = self._engine = self._engine_for = self._loaded = None
 
     def _running(self) -> Engine:
         if self._engine is None:

@@ -41,3 +41,14 @@ class SavedState(keras.losses.Loss):
     def call(self, y_true, y_pred):
         """A loss must have one; this one is never asked."""
         raise NotImplementedError
+
+
+def hang(model: keras.Model, name: str, state: SavedState) -> None:
+    """Makes `state` a part of the model's checkpoints, in the place of what had this name there."""
+    setattr(model, f"_hvdext_sync_{name}", state)
+
+
+def take_down(model: keras.Model, state: SavedState) -> None:
+    """Leaves `state` out of the model's later checkpoints; nothing happens if another has its place."""
+    for attribute in [name for name, value in vars(model).items() if value is state]:
+        delattr(model, attribute)
