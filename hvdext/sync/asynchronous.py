@@ -81,7 +81,7 @@ class AsynchronousEngine(Engine):
     def land(self):
         """As in `Engine`."""
         if self._done is None or self._thread is None:
-            return
+            return False
         begin = time.perf_counter()
         self._is_finished = True
         with self._changed:
@@ -89,8 +89,10 @@ class AsynchronousEngine(Engine):
         self._done.result()
         self._thread.stop()
         self._done = None
+        has_changed = any(values is not None for values in [*self._changes, *self._cures])
         self._take_up(blocking=True)
         self.totals.waited += time.perf_counter() - begin
+        return has_changed
 
     def state(self):
         """As in `Engine`."""

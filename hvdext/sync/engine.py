@@ -141,8 +141,11 @@ class Engine:
         """An epoch has ended."""
         raise NotImplementedError
 
-    def land(self) -> None:
-        """Finishes the exchanges on their way."""
+    def settle(self) -> None:
+        """The last epoch has ended, here at least: finishes what can be without a word to other ranks."""
+
+    def land(self) -> bool:
+        """Finishes the exchanges on their way; returns whether that may have changed weights."""
         raise NotImplementedError
 
     def end(self) -> None:

@@ -46,8 +46,12 @@ class ParameterSync(keras.callbacks.Callback):
 
     Its state (what the ranks have in common, outer optimizers, clocks, exchanges on their way) is saved and
     loaded with the model's weights, by `.keras` and `.weights.h5` files alike. Where ranks differ, each needs
-    a file of its own. Put it before callbacks that save, such as BackupAndRestore; to load weights before
-    `fit`, call `sync.attach(model)` first.
+    a file of its own. To load weights before `fit`, call `sync.attach(model)` first.
+
+    Put it before callbacks that save or change weights, such as BackupAndRestore or EarlyStopping with
+    restore_best_weights=True. What is on its way is merged when the last epoch ends, so that weights which
+    are restored after that stay as they are; only `Always`, `AtEnd` and `Adaptive` with a delay exchange or
+    merge when training ends, in the order of the callbacks.
 
     Several of them may work on one model, on different parts.
 
@@ -215,9 +219,9 @@ class ParameterSync(keras.callbacks.Callback):
         self._start_once()
         self._has_ended = True
         engine = self._running()
-        engine.land()
+        has_landed = engine.land()
         optimizer = innermost(self.model.optimizer) if self.model is not None else None
-        if optimizer is not None and getattr(optimizer, "use_ema", False):
+        if has_landed and optimizer is not None and getattr(optimizer, "use_ema", False):
             # Keras has put the averages in the weights' place; what has landed since came on top.
             optimizer.finalize_variable_values(self.model.trainable_weights)
         engine.end()
@@ -325,6 +329,10 @@ class ParameterSync(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.end_epoch()
+        stops = getattr(self.model, "stop_training", False)
+        if stops or epoch + 1 == (self.params or {}).get("epochs"):
+            # What is on its way belongs to weights that a callback may replace when training ends.
+            self._running().settle()
 
     def on_train_end(self, logs=None):
         self.end()

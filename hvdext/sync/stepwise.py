@@ -55,10 +55,18 @@ class StepwiseEngine(Engine):
         for i in self.schedule.due_at_epoch_end():
             self._exchange(i)
 
+    def settle(self):
+        """As in `Engine`."""
+        if self.settings.when.measures is None:  # else all ranks would have to agree on the measurement
+            for i in list(self._in_flight):
+                self._land(i, only_sound=True)
+
     def land(self):
         """As in `Engine`."""
-        for i in list(self._in_flight):
+        flights = list(self._in_flight)
+        for i in flights:
             self._land(i)
+        return bool(flights)
 
     def abandon(self):
         """As in `Engine`."""
@@ -122,10 +130,13 @@ class StepwiseEngine(Engine):
         state = self.states[i]
         return state.transfer.run(start, state.turns - 1, told)
 
-    def _land(self, i):
-        flight = self._in_flight.pop(i)
+    def _land(self, i, only_sound=False):
+        flight = self._in_flight[i]
         begin = time.perf_counter()
         outcome = flight.future.result()
+        if only_sound and outcome.failing:
+            return
+        del self._in_flight[i]
         self._merge(i, flight.start, outcome, flight.step, begin, flight.is_cured)
 
     def _merge(self, i, start, outcome, step, begin, is_cured=False):

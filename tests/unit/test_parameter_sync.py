@@ -779,6 +779,53 @@ def test_averaged_weights_of_the_optimizer_are_the_last_word():
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("stops", [True, False])
+@pytest.mark.parametrize(
+    ("make", "use_ema"),
+    [
+        (lambda s: s.StreamingDiLoCo(4, 1, delay=3, wire="float32"), False),
+        (lambda s: s.PartialSync(s.All(), 4, delay=3), False),
+        (lambda s: s.LocalSGD(2), True),
+    ],
+)
+def test_weights_that_a_callback_has_restored_stay(make, use_ema, stops):
+    """Also where it stands before the sync, whose exchange is on its way when training ends."""
+
+    def rank(comm):
+        worse = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: logs.update(age=epoch))
+        options = {"patience": 1 if stops else 9, "mode": "min", "restore_best_weights": True}
+        stop = keras.callbacks.EarlyStopping("age", **options)
+        optimizer = keras.optimizers.SGD(0.05, use_ema=use_ema, ema_momentum=0.5)
+        x, y = data()
+        model = small_model()
+        found = fit(model, (x + comm.rank, y), [worse, stop, make(hvd.sync)], 4, optimizer)
+        return stop.best_epoch, stop.best_weights, found
+
+    for best_epoch, best, found in run_ranks(2, rank):
+        assert best_epoch == 0
+        for a, b in zip(found, best, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_what_has_failed_on_its_way_is_told_to_all_ranks_at_the_end():
+    """A rank whose last epoch has ended cannot know that the others are there already."""
+
+    def rank(comm):
+        model = small_model()
+        sync = hvd.sync.LocalSGD(4, delay=3)
+        sync.begin(model)
+        if comm.rank == 1:
+            model.layers[1].bias.assign([np.nan])
+        sync.step(4)
+        if comm.rank == 0:
+            sync._engine.settle()
+        comm.barrier("hvdext.test.end")
+        with pytest.raises(ValueError, match="rank 1: small/out/bias"):
+            sync.end()
+
+    run_ranks(2, rank)
+
+
 def test_a_step_within_a_graph_is_refused():
     with use(SoloComm()):
         sync = hvd.sync.LocalSGD(1)
