@@ -100,7 +100,7 @@ class ParameterSync(keras.callbacks.Callback):
         self._name = name
         self._home: keras.Model | None = None  # whose checkpoints hold this sync's state
         self._place: str | None = None  # what they call it
-        self._saved = SavedState(self._state, self._restore)
+        self._saved: SavedState | None = None  # how it comes there; kept to be found again
         self._engine: Engine | None = None
         self._engine_for: tuple | None = None
         self._loaded: dict[str, np.ndarray] | None = None
@@ -132,6 +132,8 @@ class ParameterSync(keras.callbacks.Callback):
                 "`name` must differ between the syncs of one model, and from the numbers of those without. "
                 f"Received: name={self._name!r} twice."
             )
+        if self._saved is None:
+            self._saved = SavedState(self._state, self._restore)
         take_down(model, self._saved)  # from its place among other syncs than today's
         self._home, self._place = model, self._name or names.free_number(places)
         attach(model, self)
@@ -375,7 +377,7 @@ class ParameterSync(keras.callbacks.Callback):
 
     def _move_out(self):
         """Leaves nothing of itself with the model that it has worked on, nor takes anything along."""
-        if self._home is None:
+        if self._home is None or self._saved is None:
             return
         if not self._has_ended:
             self.abandon()
