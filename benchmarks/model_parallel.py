@@ -17,8 +17,8 @@ Pipeline, two ranks, each with all its threads on a core of its own:
   measured in turn in the same processes, which follows a machine whose speed changes: one rank's time is the
   mean of the two, which then have nothing to do with each other; the pipeline's is that of the slower rank.
   The ratio is the median over all rounds.
-- Bytes: what rank 0 has sent per step, by its ledger, over the formula: activations of all rows, and 16 bytes
-  for loss and overflow.
+- Bytes: what rank 0 has sent per step, by its ledger, over the formula: activations of all rows, and 64 bytes
+  for loss, overflow and three marks of each rank's batch.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def pipeline_time_and_bytes(options):
     )
     if chunks_per_rank == 1:
         sent = launches[-1]["bytes"]
-        formula = 4 * BALANCED["batch-size"] * BALANCED["units"] + 16
+        formula = 4 * BALANCED["batch-size"] * BALANCED["units"] + 64
         print(
             f"pipeline, bytes per step of rank 0: {sent:.0f}, by the formula {formula}; "
             f"ratio {sent / formula:.4f}"

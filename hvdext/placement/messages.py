@@ -80,11 +80,15 @@ class Channel:
     def __init__(self, pair: Communicator):
         self._pair = pair
 
-    def send(self, tensors: Sequence[tf.Tensor], specs: Sequence[Spec], name: str) -> None:
-        """Sends `tensors`; the other rank calls `receive` with the same `specs` and `name`."""
+    def send(self, tensors: Sequence[tf.Tensor], specs: Sequence[Spec], name: str) -> tf.Tensor:
+        """Sends `tensors`; the other rank calls `receive` with the same `specs` and `name`.
+
+        Returns:
+            A tensor that is there once the message has gone.
+        """
         message = pack(tensors, specs)
         length = tf.size(message)
-        self._pair.alltoall(message, self._splits(length), name)
+        return self._pair.alltoall(message, self._splits(length), name)
 
     def receive(self, specs: Sequence[Spec], name: str, after: tf.Tensor) -> list[tf.Tensor]:
         """Returns the tensors that the other rank sends.

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.trainers.data_adapters.array_data_adapter import can_convert_arrays
 from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
 
 
@@ -54,13 +55,19 @@ class NoValues(np.ndarray):
 
 def is_arrays(x: Any) -> bool:
     """Whether `x` is an array, or a nested structure of arrays, that Keras batches and shuffles itself."""
-    leaves = keras.tree.flatten(x)
-    return bool(leaves) and all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves)
+    return bool(keras.tree.flatten(x)) and can_convert_arrays(x)
 
 
 def first_rows(x: Any) -> int:
     """How many rows arrays have."""
-    return len(keras.tree.flatten(x)[0])
+    return keras.tree.flatten(x)[0].shape[0]
+
+
+def rows_of(x: Any) -> tf.Tensor:
+    """How many rows a batch has, once it is there: its shape alone may be known before, and without data."""
+    leaf = keras.tree.flatten(x)[0]
+    with tf.control_dependencies(tf.nest.flatten(leaf, expand_composites=True)):
+        return tf.identity(tf.shape(leaf)[0])
 
 
 def first_batch(iterator: Any) -> Any:
@@ -90,10 +97,12 @@ def digest(structure: Any) -> str | None:
     leaves = [leaf for leaf in keras.tree.flatten(structure) if leaf is not None]
     if any(isinstance(leaf, tf.TypeSpec) for leaf in leaves):
         return None
-    leaves = [np.asarray(leaf) for leaf in leaves]
+    leaves = [np.asarray(leaf) for leaf in tf.nest.flatten(leaves, expand_composites=True)]
     if not any(leaf.size for leaf in leaves):
         return None
     total = hashlib.sha256()
     for leaf in leaves:
-        total.update(f"{leaf.shape} {leaf.dtype}".encode() + np.ascontiguousarray(leaf).tobytes())
+        strings = leaf.dtype == object  # an array of addresses
+        total.update(f"{leaf.shape} {leaf.dtype}".encode())
+        total.update(repr(leaf.tolist()).encode() if strings else np.ascontiguousarray(leaf).tobytes())
     return total.hexdigest()[:8]

@@ -13,11 +13,11 @@ import numpy as np
 import tensorflow as tf
 from keras.optimizers import LossScaleOptimizer
 from keras.src import backend
-from tensorflow.python.eager import context as eager_context
 
 from hvdext import agreement
 from hvdext.exchange import map_gradient, squared_norm
-from hvdext.optimizer import build, configuration, hook_of, innermost
+from hvdext.optimizer import build, hook_of, innermost
+from hvdext.placement.batch_marks import COUNT, checks_of, marks_of, with_rows_of
 from hvdext.placement.led import led
 from hvdext.placement.messages import Spec, pack, unpack
 from hvdext.placement.pipeline_data import (
@@ -27,6 +27,18 @@ from hvdext.placement.pipeline_data import (
     first_rows,
     is_arrays,
     microbatch_problem,
+    rows_of,
+)
+from hvdext.placement.pipeline_start import (
+    ShuffledAlike,
+    begin,
+    callbacks_problem,
+    check_all_call,
+    check_number_of_batches,
+    saving,
+    settings_of,
+    shuffled_alike,
+    shuffled_by_keras,
 )
 from hvdext.placement.reading import function_of
 from hvdext.placement.running import Runner
@@ -121,25 +133,40 @@ class PipelineModel(keras.Model):
     ):
         """As `keras.Model.fit`.
 
-        Data sets must give the same batches in the same order on every rank. Arrays are shuffled alike.
+        Data sets must give the same batches in the same order on every rank. Arrays and a `PyDataset` are
+        shuffled alike.
 
         Raises:
-            ValueError: if `microbatches` does not divide a batch's rows, or x or y is missing where it is
-                needed; on every rank alike, if the first batches of the ranks differ.
+            ValueError: on every rank alike, if `microbatches` does not divide a batch's rows, x or y is
+                missing where it is needed, ranks differ in settings, first batches or their number, or
+                `callbacks` holds AsOneProcess or BestModelCheckpoint, which would save on one rank only.
+            tf.errors.InvalidArgumentError: on every rank alike and before the update, if later batches
+                differ.
         """
         self._assert_compile_called("fit")
-        x, y = self._complete(x, y)
-        if validation_data is not None and isinstance(validation_data, (tuple, list)):
-            validation_data = (*self._complete(*validation_data[:2]), *validation_data[2:])
-        if is_arrays(x):
-            problem = None
-            if options.get("steps_per_epoch") is None:
+        problem = self._callbacks_problem(callbacks)
+        try:
+            x, y = self._complete(x, y)
+            if isinstance(validation_data, (tuple, list)):
+                validation_data = (*self._complete(*validation_data[:2]), *validation_data[2:])
+            if is_arrays(x) and options.get("steps_per_epoch") is None:
                 rows = math.floor(first_rows(x) * (1 - (0 if validation_data else validation_split)))
-                problem = microbatch_problem(self.microbatches, rows, batch_size or 32)
-            if problem is not None:
-                raise ValueError(problem)
-            if shuffle:
-                self._shuffle_alike()
+                problem = problem or microbatch_problem(self.microbatches, rows, batch_size or 32)
+        except ValueError as error:
+            problem = problem or str(error)
+        facts = {
+            **settings_of(self),
+            "callbacks that save": saving(callbacks),
+            "epochs": (options.get("initial_epoch", 0), epochs),
+            "validation": (
+                validation_data is not None or validation_split,
+                options.get("validation_freq", 1),
+            ),
+            "shuffle": (shuffle, shuffled_by_keras(x) if shuffle else None),
+        }
+        seeds = begin(self.whole.everyone, self._comm, self._subject, facts, problem)
+        if shuffle:
+            x = shuffled_alike(self._comm, x, seeds)
         callbacks = led(callbacks, self, self.whole.everyone)
         history = super().fit(
             x,
@@ -150,7 +177,7 @@ class PipelineModel(keras.Model):
             callbacks=callbacks,
             validation_split=validation_split,
             validation_data=validation_data,
-            shuffle=shuffle,
+            shuffle=shuffle and not isinstance(x, ShuffledAlike),
             **options,
         )
         # A rank whose script ends here ends the engine, perhaps in the middle of another pipeline's last
@@ -159,10 +186,20 @@ class PipelineModel(keras.Model):
         return history
 
     def evaluate(self, x=None, y=None, batch_size=None, verbose="auto", **options):
-        """As `keras.Model.evaluate`; batches may have any number of rows."""
+        """As `keras.Model.evaluate`; batches may have any number of rows.
+
+        Raises:
+            ValueError: as `fit`.
+            tf.errors.InvalidArgumentError: as `fit`.
+        """
         self._assert_compile_called("evaluate")
         if not options.get("_use_cached_eval_dataset"):
-            x, y = self._complete(x, y)
+            problem = self._callbacks_problem(options.get("callbacks"))
+            try:
+                x, y = self._complete(x, y)
+            except ValueError as error:
+                problem = problem or str(error)
+            begin(self._comm, self._comm, self._subject, settings_of(self), problem)
         return super().evaluate(x, y, batch_size=batch_size, verbose=self._verbose(verbose), **options)
 
     def predict(self, x, batch_size=None, verbose="auto", **options):
@@ -191,7 +228,9 @@ class PipelineModel(keras.Model):
         Raises:
             OSError: on every rank alike, if the file cannot be written.
             ValueError: on every rank alike, if Keras does not take an argument.
+            RuntimeError: within AsOneProcess, where one rank would wait for the others.
         """
+        check_all_call(self.whole.everyone)
         self.whole.save(filepath, self, overwrite=overwrite, **options)
 
     def save_weights(self, filepath: str | os.PathLike, overwrite: bool = True, **options) -> None:
@@ -199,6 +238,7 @@ class PipelineModel(keras.Model):
 
         As `save` otherwise.
         """
+        check_all_call(self.whole.everyone)
         self.whole.save_weights(filepath, self, overwrite=overwrite, **options)
 
     def load_weights(self, filepath: str | os.PathLike, **options) -> None:
@@ -209,7 +249,9 @@ class PipelineModel(keras.Model):
         Raises:
             OSError: on every rank alike, if a rank cannot read the file.
             ValueError: on every rank alike, if it is of another kind, or of another model.
+            RuntimeError: as `save`.
         """
+        check_all_call(self.whole.everyone)
         has_state = self.compiled and self.optimizer is not None and self.optimizer.built
         self.whole.load_weights(filepath, self.optimizer if has_state else None, **options)
 
@@ -223,7 +265,9 @@ class PipelineModel(keras.Model):
             OSError: on every rank alike, if a rank cannot read the file.
             ValueError: if the model is not compiled; on every rank alike, if the file is of another kind or
                 of another model, or holds no such optimizer's state.
+            RuntimeError: as `save`.
         """
+        check_all_call(self.whole.everyone)
         self._assert_compile_called("load_checkpoint")
         self._build_optimizer()
         self.whole.load_checkpoint(filepath, self.optimizer)
@@ -233,7 +277,7 @@ class PipelineModel(keras.Model):
     def train_step(self, data):
         """One update, of which Keras makes its training function: called by all ranks for the same batch."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        rows = tf.shape(keras.tree.flatten(x)[0])[0]
+        rows = rows_of(x)
         whole_batch = self._checked_rows(rows, keras.tree.flatten(x)[0].shape[0])
         with tf.control_dependencies([whole_batch]):
             x, y, sample_weight = keras.tree.map_structure(_identity, (x, y, sample_weight))
@@ -246,7 +290,7 @@ class PipelineModel(keras.Model):
         def objective(k, outputs, additional):
             terms = [self._aggregate_additional_loss(loss) / self.microbatches for loss in additional]
             if outputs is not None:
-                loss = self._compile_loss(targets[k], self._packed(outputs), weights[k])
+                loss = self._loss_of(targets[k], self._packed(outputs), weights[k])
                 terms.append(loss * tf.cast(shares[k], loss.dtype))
             if not terms:
                 return None
@@ -254,12 +298,16 @@ class PipelineModel(keras.Model):
             losses.append(total)
             return self.optimizer.scale_loss(total)
 
-        outputs, by_variable = self._runner.train(self._settings.training, inputs, whole_batch, objective)
+        outputs, by_variable, transfers = self._runner.train(
+            self._settings.training, inputs, whole_batch, objective
+        )
         if self._is_last:
             self._update_metrics(y, self._joined(outputs), sample_weight)
         variables, gradients = self._gradients(by_variable)
         overflow = self._count_overflow(gradients)
-        loss, overflows = self._share(losses, overflow, whole_batch)
+        loss, overflows = self._share(losses, overflow, marks_of(x, y, whole_batch), transfers)
+        with tf.control_dependencies([loss]):  # which fails if the ranks' batches differ
+            gradients = [map_gradient(tf.identity, gradient) for gradient in gradients]
         if overflow is not None:
             poison = tf.where(overflows > 0, float("nan"), 0.0)
             first = next(i for i, gradient in enumerate(gradients) if gradient is not None)
@@ -272,26 +320,26 @@ class PipelineModel(keras.Model):
     def test_step(self, data):
         """Loss and metrics of one batch, called by all ranks for the same one."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        rows = tf.shape(keras.tree.flatten(x)[0])[0]
+        rows = rows_of(x)
         losses: list[tf.Tensor] = []
 
         def take(additional):
             losses.extend(self._aggregate_additional_loss(loss) / self.microbatches for loss in additional)
 
-        outputs = self._forward(x, rows, take)
+        outputs, transfers = self._forward(x, rows, take)
         if self._is_last:
             y_pred = self._joined(outputs, rows)
-            losses.append(self._compile_loss(y, y_pred, sample_weight))
+            losses.append(self._loss_of(y, y_pred, sample_weight))
             self._update_metrics(y, y_pred, sample_weight)
-        loss, _ = self._share(losses, None, rows)
+        loss, _ = self._share(losses, None, marks_of(x, y, rows), transfers)
         self._loss_tracker.update_state(loss, sample_weight=rows)
         return self.get_metrics_result()
 
     def predict_step(self, data):
         """Predictions for one batch, on all ranks, which call it together."""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        rows = tf.shape(keras.tree.flatten(x)[0])[0]
-        outputs = self._forward(x, rows, lambda losses: None)
+        rows = rows_of(x)
+        outputs, _ = self._forward(x, rows, lambda losses: None)
         specs = [Spec(tuple(t.shape), tf.as_dtype(t.dtype)) for t in self._function.outputs]
         message = tf.zeros([0], tf.uint8)
         if self._is_last:
@@ -305,7 +353,7 @@ class PipelineModel(keras.Model):
         )
 
     def _forward(self, x, rows, take_losses):
-        """Outputs by micro-batch. What the last one lacks is filled up with the batch's last row."""
+        """As `Runner.forward`. What the last micro-batch lacks is filled up with the batch's last row."""
         inputs = []
         if self._is_first:
             padded = -(-rows // self.microbatches) * self.microbatches
@@ -314,6 +362,13 @@ class PipelineModel(keras.Model):
         return self._runner.forward(self._settings.inference, inputs, rows, take_losses)
 
     # -- data ----------------------------------------------------------------------------------------------
+
+    @property
+    def _subject(self) -> str:
+        return f"the pipeline of model {self.name!r}"
+
+    def _callbacks_problem(self, callbacks) -> str | None:
+        return callbacks_problem(callbacks) if self.whole.everyone.size > 1 else None
 
     def _complete(self, x, y):
         return complete(x, y, needs_x=self._is_first, needs_y=self._is_last, rank=self._comm.rank)
@@ -396,18 +451,29 @@ class PipelineModel(keras.Model):
 
     # -- what the stages tell each other after a batch -----------------------------------------------------
 
+    def _loss_of(self, y, y_pred, sample_weight):
+        return self._compile_loss(with_rows_of(y, y_pred), y_pred, with_rows_of(sample_weight, y_pred))
+
     def _update_metrics(self, y, y_pred, sample_weight):
         if self._compile_metrics is not None:
+            y, sample_weight = with_rows_of(y, y_pred), with_rows_of(sample_weight, y_pred)
             self._compile_metrics.update_state(y, y_pred, sample_weight)
 
     def _metric_variables(self) -> list:
         metrics = [*self._compile_loss.metrics, *([self._compile_metrics] if self._compile_metrics else [])]
         return [variable for metric in metrics for variable in metric.variables]
 
-    def _share(self, losses: list, overflow: tf.Tensor | None, after) -> tuple[tf.Tensor, tf.Tensor]:
+    def _share(self, losses: list, overflow, marks, transfers: list) -> tuple[tf.Tensor, tf.Tensor]:
         """Sums losses and overflows over the stages; the last rank's metrics become everybody's.
 
         Called by all ranks once per batch.
+
+        Args:
+            losses: of this rank's stages.
+            overflow: 1 if its gradients have overflowed, or None.
+            marks: of its batch, from `marks_of`; nothing is told before they are there.
+            transfers: of its other messages. They end before the marks are compared: a rank that fails
+                between two messages would leave its neighbours waiting.
 
         Returns:
             The batch's loss and the number of stages whose gradients have overflowed.
@@ -421,14 +487,19 @@ class PipelineModel(keras.Model):
         states = [tf.reshape(tf.cast(v.value, tf.float64), [-1]) for v in variables]
         if not self._is_last:
             states = [tf.zeros_like(state) for state in states]
-        with tf.control_dependencies([after]):  # a stage may have nothing of its own to tell
-            mine = tf.concat([tf.stack([loss, overflow]), *states], 0)
+        ranks = self._comm.size
+        my_marks = tf.reshape(tf.one_hot(self._comm.rank, ranks, dtype=tf.float64)[:, None] * marks, [-1])
+        mine = tf.concat([tf.stack([loss, overflow]), my_marks, *states], 0)
         (total,) = self._comm.allreduce([mine], f"hvdext.pipeline.{self._runner.name}.results")
+        sums, all_marks, values = tf.split(total, [2, ranks * COUNT, -1])
         if variables and not self._is_last:
-            parts = tf.split(total[2:], [math.prod(v.shape) for v in variables])
+            parts = tf.split(values, [math.prod(v.shape) for v in variables])
             for variable, part in zip(variables, parts, strict=True):
                 variable.assign(tf.reshape(tf.cast(part, variable.dtype), variable.shape))
-        return tf.cast(total[0], keras.config.floatx()), total[1]
+        with tf.control_dependencies(transfers):
+            checks = checks_of(tf.reshape(all_marks, [ranks, COUNT]))
+        with tf.control_dependencies(checks):
+            return tf.identity(tf.cast(sums[0], keras.config.floatx())), sums[1]
 
     def _gradients(self, by_variable: dict) -> tuple[list, list]:
         """What the optimizer applies. A stage that trains nothing has a number to train that nobody uses."""
@@ -475,7 +546,9 @@ class PipelineModel(keras.Model):
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Called by Keras before training and evaluation, on all ranks."""
-        if self._is_prepared:
+        if iterator is not None:
+            check_number_of_batches(self._comm, iterator.num_batches)
+        if self._is_prepared:  # later batches are compared as they come
             return
         if data_batch is None:
             data_batch = first_batch(iterator)
@@ -484,13 +557,8 @@ class PipelineModel(keras.Model):
 
     def _prepare(self, x, y, sample_weight) -> None:
         """Compares settings and first batches; builds metrics and optimizer, also where they are idle."""
-        facts = {
-            "optimizer": type(self.optimizer).__name__,
-            "configuration": configuration(innermost(self.optimizer)),
-            "steps_per_execution": self.steps_per_execution,
-            "rows of the first batch": keras.tree.flatten(x)[0].shape[0],
-        }
-        agreement.check(self._comm, f"the pipeline of model {self.name!r}", facts)
+        facts = settings_of(self) | {"rows of the first batch": keras.tree.flatten(x)[0].shape[0]}
+        agreement.check(self._comm, self._subject, facts)
         seen = {"x": digest(x), "y": digest(y)}
         structure = keras.tree.map_structure(
             lambda t: None if t is None else _Leaf(tuple(t.shape[1:]), t.dtype.name), (y, sample_weight)
@@ -520,13 +588,6 @@ class PipelineModel(keras.Model):
         if not self.trainable_variables:  # of which Keras takes as many averages as the optimizer keeps
             innermost(self.optimizer).finalize_variable_values = lambda trained: None
         build(self.optimizer, self.trainable_variables or [self._stand_in.variable])
-
-    def _shuffle_alike(self) -> None:
-        """Keras shuffles arrays by TensorFlow's global seed: all ranks get one, if they differ."""
-        seeds = self._comm.allgather_object(eager_context.global_seed(), "hvdext.placement.seed")
-        if len(set(seeds)) > 1 or seeds[0] is None:
-            fresh = int(np.random.default_rng().integers(2**31)) if seeds[0] is None else seeds[0]
-            tf.random.set_seed(self._comm.broadcast_object(fresh, 0, "hvdext.placement.seed"))
 
     def _verbose(self, verbose):
         return 0 if verbose == "auto" and not self._is_first else verbose

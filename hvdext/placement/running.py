@@ -47,7 +47,7 @@ class Runner:
         inputs: Sequence,
         after: tf.Tensor,
         take_losses: Callable[[list], None],
-    ) -> list[list[tf.Tensor]]:
+    ) -> tuple[list[list[tf.Tensor]], list[tf.Tensor]]:
         """Runs a program of forward passes.
 
         Args:
@@ -57,14 +57,15 @@ class Runner:
             take_losses: gets the additional losses of each pass.
 
         Returns:
-            For each micro-batch the model's outputs; empty where the last chunk is elsewhere.
+            For each micro-batch the model's outputs, empty where the last chunk is elsewhere; and tensors
+            that are there once all this rank's messages have come and gone.
         """
         batch = _Batch(self, inputs, after, lambda k, outputs, losses: take_losses(losses), training=False)
-        return batch.run(program)
+        return batch.run(program), batch.transfers
 
     def train(
         self, program: Sequence[Action], inputs: Sequence, after: tf.Tensor, objective: Objective
-    ) -> tuple[list[list[tf.Tensor]], dict[int, Any]]:
+    ) -> tuple[list[list[tf.Tensor]], dict[int, Any], list[tf.Tensor]]:
         """Runs a program of forward and backward passes.
 
         Args:
@@ -75,12 +76,13 @@ class Runner:
                 and of the additional losses what is differentiated. The gradients of all passes are summed.
 
         Returns:
-            The model's outputs as in `forward`, and the gradients by the id of their variable (None where
-            there is none).
+            The model's outputs as in `forward`, the gradients by the id of their variable (None where there
+            is none), and tensors that are there once all messages have come and gone.
         """
         batch = _Batch(self, inputs, after, objective, training=True)
         outputs = batch.run(program)
-        return outputs, {key: _summed(parts) for key, parts in batch.gradients.items()}
+        gradients = {key: _summed(parts) for key, parts in batch.gradients.items()}
+        return outputs, gradients, batch.transfers
 
 
 @dataclass
@@ -108,6 +110,7 @@ class _Batch:
         self._outputs: dict[int, list] = {}
         self._barrier: list = []
         self.gradients: dict[int, list] = {}
+        self.transfers: list[tf.Tensor] = []
 
     def run(self, program: Sequence[Action]) -> list[list[tf.Tensor]]:
         """Carries out `program`; returns the model's outputs by micro-batch."""
@@ -131,9 +134,10 @@ class _Batch:
         key = (message.boundary, message.microbatch)
         name = f"hvdext.pipeline.{runner.name}.{message.kind}.{message.boundary}.{message.microbatch}"
         if message.source == runner.rank:
-            runner.channels[message.target].send(store.pop(key), specs, name)
+            self.transfers.append(runner.channels[message.target].send(store.pop(key), specs, name))
         else:
             store[key] = runner.channels[message.source].receive(specs, name, self._after)
+            self.transfers += store[key]
 
     # -- passes --------------------------------------------------------------------------------------
 

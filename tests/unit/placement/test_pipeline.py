@@ -313,7 +313,8 @@ def test_bytes_per_step_are_those_of_the_formula():
         return hvd.traffic()["pipeline"].bytes - before
 
     for sent in run_ranks(2, program):
-        results = 8 * (2 + 2)  # loss, overflow, a mean's total and count; 2 (n - 1) / n of it
+        # Loss, overflow, a mean's total and count, three marks of each rank's batch; 2 (n - 1) / n of it.
+        results = 8 * (2 + 2 + 3 * 2)
         assert sent == cases.ROWS * 7 * 4 + results
 
 
