@@ -24,6 +24,9 @@ def broadcast_variables(
 ) -> None:
     """Assigns rank `root_rank`'s values to `variables` on every rank.
 
+    As with Keras' `set_weights`, an adapted `Normalization` goes on with what it has derived from its
+    variables before: call its `finalize_state()` afterwards. The callbacks of hvdext do so.
+
     Args:
         variables: Keras or TensorFlow variables; the same shapes and dtypes on every rank.
         root_rank: the global rank whose values count.

@@ -12,6 +12,7 @@ from hvdext import agreement
 from hvdext.arguments import suggests_keywords
 from hvdext.callbacks.once import Once
 from hvdext.comm import current
+from hvdext.derived import derive_anew, settle
 from hvdext.optimizer import build, exchanges, hook_of
 from hvdext.selection import identity_of
 from hvdext.sync.attachment import attached
@@ -74,6 +75,7 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
             )
         if is_built(self.model):
             self._broadcast()
+            settle(self.model)
         else:
             self._broadcast_before_first_step()
 
@@ -95,6 +97,7 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
                 with tf.init_scope():  # eagerly, also while Keras traces the step
                     _call_on_zeros(model, data)
                     self._broadcast()
+                    derive_anew([model])  # nothing else to settle: this step is the first to be traced
             return plain_step(data)
 
         model.train_step = step

@@ -15,6 +15,7 @@ from hvdext.callbacks.best_model import BestModelCheckpoint
 from hvdext.callbacks.meeting import meet
 from hvdext.callbacks.metrics import MetricAverageCallback
 from hvdext.comm import SoloComm, current, use
+from hvdext.derived import settle
 from hvdext.optimizer import build, innermost
 from hvdext.variables import broadcast_variables, model_variables
 
@@ -214,6 +215,7 @@ class AsOneProcess(MetricAverageCallback):
         variables = model_variables(model)
         if first["changed"] == "all":
             broadcast_variables(variables, comm.ranks[0])
+            settle(model)
         elif first["changed"]:
             broadcast_variables([variables[i] for i in first["changed"]], comm.ranks[0])
 

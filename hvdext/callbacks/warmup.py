@@ -13,6 +13,7 @@ from hvdext import agreement
 from hvdext.arguments import suggests_keywords
 from hvdext.callbacks.once import Once
 from hvdext.comm import Communicator, current
+from hvdext.derived import settle
 from hvdext.optimizer import build, innermost
 from hvdext.selection import Select, check_select, path_of, selected
 from hvdext.sync import perturbation, scoring
@@ -198,6 +199,7 @@ class WarmupPerturbation(keras.callbacks.Callback):
         _check_finite(comm, [(path_of(v), _value(v)) for v in model.variables])
         shared = model_variables(model)
         broadcast_variables(shared, self._root_rank)
+        settle(model)
 
         score = self._scorer(comm)
         variables = {place: model.trainable_variables[place] for place in places}

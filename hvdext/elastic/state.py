@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from hvdext.comm import current
+from hvdext.derived import settle
 from hvdext.elastic.failure import recoverable
 from hvdext.optimizer import build, hooks_of
 from hvdext.selection import path_of
@@ -228,8 +229,14 @@ class TensorFlowKerasState(_VariableState):
     def restore(self) -> None:
         """As in `State`, model and optimizer included; micro-batches added up since are dropped."""
         super().restore()
+        settle(self.model)
         for hook in hooks_of(self.optimizer):
             hook.drop_micro_batches()
+
+    def sync(self) -> None:
+        """As in `State`, model and optimizer included."""
+        super().sync()
+        settle(self.model)
 
     def reset(self) -> None:
         """Drops the model's compiled steps, which hold the old number of ranks."""

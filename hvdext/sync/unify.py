@@ -24,6 +24,7 @@ import tensorflow as tf
 
 from hvdext import agreement
 from hvdext.comm import Communicator
+from hvdext.derived import settle
 from hvdext.optimizer import build
 from hvdext.selection import path_of
 from hvdext.sync import batch_statistics, perturbation, scoring
@@ -143,6 +144,7 @@ def unify(
         _take_exact(variables, [r["exact"] for r, share in zip(reports, shares, strict=True) if share > 0])
     else:
         square = 0.0
+    settle(model)
     mine = math.nan if comm.rank in skipped else math.sqrt(square)
     distances = comm.allgather_object(mine, "hvdext.consensus.distance")
     if plan.reestimate_batch_norm is not None:

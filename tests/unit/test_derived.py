@@ -72,3 +72,88 @@ def test_what_layers_have_learnt_otherwise_is_kept():
     model = keras.Sequential([keras.Input((1,)), steps, L.Embedding(4, 2)])
     placed = hvd.place(model, hvd.plan(model, places=1))
     np.testing.assert_array_equal(placed(X[:, :1]), model(X[:, :1]))
+
+
+# -- ranks that become alike ---------------------------------------------------------------------------
+
+
+class _Loads(keras.callbacks.Callback):
+    def __init__(self, path):
+        super().__init__()
+        self._path = path
+
+    def on_train_begin(self, logs=None):
+        self.model.load_weights(self._path)
+
+
+def _fit(model, callback):
+    model.fit(X, np.zeros((8, 2)), batch_size=8, verbose=0, callbacks=[callback])
+
+
+def _sync(model):
+    hvd.elastic.KerasState(model).sync()
+
+
+def _restore(model):
+    state = hvd.elastic.KerasState(model)
+    model.get_layer("scale").adapt(3 * X)
+    model.make_predict_function(force=True)
+    model.make_test_function(force=True)
+    state.restore()
+
+
+CALLBACKS = {
+    "broadcast": lambda path: hvd.callbacks.BroadcastGlobalVariablesCallback(0),
+    "warm-up": lambda path: hvd.callbacks.WarmupPerturbation(verbose=0),
+    "as one process": lambda path: hvd.callbacks.AsOneProcess([_Loads(path)]),
+    "consensus": lambda path: hvd.callbacks.ConsensusAveraging(verbose=0),
+}
+
+
+@pytest.mark.parametrize("way", [*CALLBACKS, _sync, _restore])
+def test_ranks_of_which_one_was_adapted(way, tmp_path):
+    """Also where Keras has traced the model before."""
+    path = tmp_path / "scaled.weights.h5"
+    _model().save_weights(path)
+    plain = _model(adapted=False)
+
+    def run(comm):
+        loads = way == "as one process"
+        model = _model(adapted=comm.rank == 0 and not loads)
+        model.compile(hvd.DistributedOptimizer(keras.optimizers.SGD(0.0)), "mse")
+        if not loads:  # after `load_weights` Keras itself would go on with what it has traced
+            model.predict(X, verbose=0)
+            model.evaluate(X, np.zeros((8, 2)), verbose=0)
+        if callable(way):
+            way(model)
+        else:
+            _fit(model, CALLBACKS[way](path))
+        found = model.predict(X, verbose=0)
+        loss = model.evaluate(X, np.zeros((8, 2)), batch_size=8, verbose=0)
+        return found, loss, model.get_weights()
+
+    for found, loss, weights in run_ranks(2, run):
+        plain.set_weights(weights)
+        plain.get_layer("scale").finalize_state()
+        expected = plain(X).numpy()
+        assert way is _restore or np.abs(plain.get_layer("scale").mean).max() > 1
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        np.testing.assert_allclose(loss, np.mean(expected**2), rtol=1e-4)
+
+
+def test_a_model_that_is_built_by_its_first_batch():
+    def run(comm):
+        scale = L.Normalization()
+        if comm.rank == 0:
+            scale.adapt(X)
+        model = keras.Sequential([scale, L.Dense(2)])
+        model.compile(hvd.DistributedOptimizer(keras.optimizers.SGD(0.0)), "mse")
+        losses = []
+        look = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: losses.append(logs["loss"]))
+        begin = hvd.callbacks.BroadcastGlobalVariablesCallback(0)
+        model.fit(X, np.zeros((8, 2)), batch_size=8, verbose=0, callbacks=[begin, look])
+        return losses[0], model.layers[1].get_weights()
+
+    scaled = (X - X.mean(0)) / X.std(0)
+    for loss, (kernel, bias) in run_ranks(2, run):
+        np.testing.assert_allclose(loss, np.mean((scaled @ kernel + bias) ** 2), rtol=1e-4)
