@@ -24,7 +24,14 @@ from hvdext.arguments import suggests_keywords
 from hvdext.derived import derive_anew
 from hvdext.optimizer import build, innermost
 from hvdext.placement.plan import Plan
-from hvdext.placement.reading import calls_of, function_of, is_builder, is_kerass_own, unallocated
+from hvdext.placement.reading import (
+    calls_of,
+    function_of,
+    inputs_like,
+    is_builder,
+    is_kerass_own,
+    unallocated,
+)
 
 # What no device scope moves: strings stay on the host, handles with what they stand for.
 _BOUND = (tf.string, tf.resource, tf.variant)
@@ -130,7 +137,7 @@ class _Copier:
     def _model(self, model):
         function = function_of(model)
         assert function is not None, "calls_of has found its layers"
-        inputs = keras.tree.map_structure(_input_like, function._inputs_struct)
+        inputs = inputs_like(function)
         if isinstance(model, keras.Sequential):
             return _made_like(model, [keras.tree.flatten(inputs)[0], *map(self.copy, model.layers)])
         return _made_like(model, inputs, function._run_through_graph(inputs, operation_fn=self.copy))
@@ -139,11 +146,6 @@ class _Copier:
         copied = type(operation).from_config(operation.get_config())
         copied.call = _on(self.device_of[id(operation)], copied.call)
         return copied
-
-
-def _input_like(tensor):
-    layer = tensor._keras_history.operation
-    return type(layer).from_config(layer.get_config()).output
 
 
 def _made_like(model, *parts) -> keras.Model:

@@ -18,7 +18,7 @@ from hvdext.placement.messages import Channel
 from hvdext.placement.pipeline_model import PipelineModel, Settings
 from hvdext.placement.plain import cloned
 from hvdext.placement.plan import Plan
-from hvdext.placement.reading import Calls, calls_of, unallocated
+from hvdext.placement.reading import Calls, calls_of, inputs_like, unallocated
 from hvdext.placement.running import Runner
 from hvdext.placement.schedule import problem_of, programs
 from hvdext.placement.slices.layer import SlicedLayer
@@ -173,7 +173,7 @@ def _without_values(model):
     calls_of(model)  # refuses what cannot be cut, before it is cloned
     compiled, model.compiled = model.compiled, False  # Keras would compile the clone as well
     try:
-        whole, _ = unallocated(lambda: keras.models.clone_model(model, clone_function=cloned))
+        whole, _ = unallocated(lambda: keras.models.clone_model(model, inputs_like(model), cloned))
     finally:
         model.compiled = compiled
     values = {id(mine): given for mine, given in zip(whole.variables, model.variables, strict=True)}

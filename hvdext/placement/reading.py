@@ -147,6 +147,22 @@ def function_of(operation) -> keras.Function | None:
     return operation if isinstance(operation, keras.Function) else None
 
 
+def inputs_like(function: keras.Function) -> Any:
+    """New inputs for a copy of a graph, of the same structure and with the names of its input layers.
+
+    `keras.models.clone_model` names them after the tensors, which have other names where the user gave none.
+    A `Sequential` model makes its own: None.
+    """
+    if isinstance(function, keras.Sequential):
+        return None
+
+    def like(tensor):
+        layer = tensor._keras_history.operation
+        return type(layer).from_config(layer.get_config()).output
+
+    return keras.tree.map_structure(like, function._inputs_struct)
+
+
 def is_kerass_own(cls: type, method: str) -> bool:
     """Whether a model's class has `method` from Keras, and not from the user."""
     owner = next(base for base in cls.__mro__ if method in vars(base))

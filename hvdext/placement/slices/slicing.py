@@ -13,7 +13,7 @@ from hvdext.arguments import suggests_keywords
 from hvdext.derived import derive_anew
 from hvdext.placement.deferred import first_value
 from hvdext.placement.grid import Grid, slices_of
-from hvdext.placement.reading import is_builder, unallocated
+from hvdext.placement.reading import inputs_like, is_builder, unallocated
 from hvdext.placement.slices.attention import SlicedGroupQueryAttention, SlicedMultiHeadAttention
 from hvdext.placement.slices.convolution import SlicedConv2D
 from hvdext.placement.slices.cutting import mark_of
@@ -69,7 +69,7 @@ def slice_layers(
     cuts = cuts_of(model, rules)
     with blank_parts():
         cut = keras.models.clone_model(
-            model, clone_function=lambda layer: _cut_layer(layer, cuts, comm), recursive=True
+            model, inputs_like(model), lambda layer: _cut_layer(layer, cuts, comm), recursive=True
         )
     assert _names(cut) == _names(model)
     for source, target in zip(model.variables, cut.variables, strict=True):

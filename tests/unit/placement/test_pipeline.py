@@ -299,6 +299,18 @@ def test_values_that_the_builder_or_the_given_model_holds():
     assert given.compiled
 
 
+def test_inputs_without_a_name_keep_their_layers_name():
+    x = keras.Input((4,))
+    given = keras.Model(x, layers.Dense(2)(layers.Dense(4)(x)))
+
+    def program(comm):
+        cut = hvd.slice_layers(given, {given.layers[1].name: "column"})
+        return make(given).whole.calls.inputs, [layer.name for layer in cut.layers]
+
+    names = [layer.name for layer in given.layers]
+    assert run_ranks(2, program) == [((names[0],), names)] * 2
+
+
 def test_bytes_per_step_are_those_of_the_formula():
     """Stage 0 sends activations of 7 floats per row, stage 1 as many gradients; both share results."""
 
