@@ -72,6 +72,9 @@ def slice_layers(
             model, inputs_like(model), lambda layer: _cut_layer(layer, cuts, comm), recursive=True
         )
     assert _names(cut) == _names(model)
+    # The names of the exchanges: a rank that has made another Sequential model before has numbered this one.
+    paths = [v.path for v in cut.variables if mark_of(v) is not None]
+    agreement.check(comm, "hvd.slice_layers", {"paths of what is cut (name the model and its layers)": paths})
     for source, target in zip(model.variables, cut.variables, strict=True):
         value = first_value(source, scope) if comm.rank == 0 else tf.zeros(source.shape, source.dtype)
         (value,) = comm.broadcast([value], 0, "hvdext.slices.weights")

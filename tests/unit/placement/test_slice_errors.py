@@ -88,6 +88,9 @@ def test_models():
     different = [_model(), keras.Sequential([keras.Input((6,)), L.Dense(8, name="up")])]
     message = _on_ranks(2, lambda comm: hvd.slice_layers(different[comm.rank], {"up": "column"}))
     assert "The ranks disagree about hvd.slice_layers" in message
+    numbered = [keras.Sequential([keras.Input((6,)), L.Dense(8, name="up")]) for _ in range(2)]
+    message = _on_ranks(2, lambda comm: hvd.slice_layers(numbered[comm.rank], {"up": "column"}))
+    assert "paths of what is cut (name the model and its layers): rank 0: ['sequential" in message
     message = _on_ranks(2, lambda comm: hvd.slice_layers(_model(), {"up": ["column", "row"][comm.rank]}))
     assert "rules: rank 0: {'up': 'column'}; rank 1: {'up': 'row'}" in message
 
