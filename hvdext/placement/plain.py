@@ -47,18 +47,19 @@ def uncut_clone(model: keras.Model) -> keras.Model:
         model.compiled = was_compiled
 
 
-def compile_alike(model: keras.Model, source: keras.Model, **changed: Any) -> None:
+def compile_alike(
+    model: keras.Model, source: keras.Model, optimizer: keras.optimizers.Optimizer | None, **changed: Any
+) -> None:
     """Compiles `model` so that Keras saves of it what it would save of the compiled `source`.
 
     Args:
-        model: gets an optimizer of its own, not built, and `source`'s very losses and metrics; where those
-            are of cut logits, Keras' own.
+        model: gets `source`'s very losses and metrics; where those are of cut logits, Keras' own.
         source: compiled.
+        optimizer: of `model`, whose state is saved: `renewed` that of `source`, or None for no state.
         **changed: arguments of `compile` that are to differ.
     """
     given = source._compile_config.config | changed
     uncut = {key: _uncut(value) for key, value in given.items() if key != "optimizer"}
-    optimizer = None if source.optimizer is None else renewed(source.optimizer)
     model.compile(optimizer, auto_scale_loss=False, **uncut)
     model._compile_config.config["optimizer"] = given["optimizer"]
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from hvdext.comm import Communicator
 from hvdext.optimizer import build
-from hvdext.placement.plain import compile_alike, is_cut, uncut_clone
+from hvdext.placement.plain import compile_alike, is_cut, renewed, uncut_clone
 from hvdext.placement.plan import Plan
 from hvdext.placement.reading import Calls, unallocated
 from hvdext.placement.slices.cutting import mark_of
@@ -249,10 +249,11 @@ class WholeModel:
     def _compile(self, model, source, state: tuple[list, dict] | None) -> None:
         if not source.compiled:
             return
-        compile_alike(model, source, jit_compile="auto")
-        if model.optimizer is None:
+        given = source.optimizer
+        optimizer = None if given is None or is_composed(given) else renewed(given)
+        compile_alike(model, source, optimizer, jit_compile="auto")
+        if optimizer is None:
             return
-        optimizer = model.optimizer
         build(optimizer, model.trainable_variables)
         if state is None:
             return

@@ -13,7 +13,7 @@ from hvdext.arguments import suggests_keywords
 from hvdext.comm import Communicator, current
 from hvdext.derived import settle
 from hvdext.optimizer import build
-from hvdext.placement.plain import compile_alike, findable, uncut_clone
+from hvdext.placement.plain import compile_alike, findable, renewed, uncut_clone
 from hvdext.placement.slices.cutting import Slice, cut_axis
 from hvdext.placement.slices.layer import SlicedLayer
 from hvdext.placement.slices.operators import joined
@@ -127,8 +127,9 @@ def _twin(model, compiled):
     """The model of plain Keras that `model` is a cut of, with weights of its own."""
     twin = uncut_clone(model)
     if compiled and model.compiled:
-        compile_alike(twin, model)
-        if model.optimizer is not None and model.optimizer.built:
+        optimizer = None if model.optimizer is None else renewed(model.optimizer)
+        compile_alike(twin, model, optimizer)
+        if optimizer is not None and model.optimizer.built:
             build(twin.optimizer, twin.trainable_variables)
     return twin
 

@@ -99,11 +99,32 @@ def test_what_keras_cannot_find_by_name_is_saved_as_keras_saves_it(tmp_path):
 def test_compiled_alike_keeps_what_the_user_gave():
     source, twin = cases.plain(), cases.plain()
     source.compile("adam", my_loss, metrics=["mae"], loss_weights=[2.0])
-    compile_alike(twin, source)
+    compile_alike(twin, source, renewed(source.optimizer))
     assert twin.get_compile_config() == source.get_compile_config()
     assert twin.optimizer is not source.optimizer
     scaled = renewed(keras.optimizers.LossScaleOptimizer(mine()))
     assert type(scaled.inner_optimizer) is MyOptimizer
+
+
+@pytest.mark.skipif(not hasattr(keras.optimizers, "MultiOptimizer"), reason="an older Keras")
+def test_a_multi_optimizer_is_written_without_its_state(tmp_path):
+    def chosen_by_function():
+        member = keras.optimizers.SGD(0.1)
+        return keras.optimizers.MultiOptimizer(lambda variable: member)
+
+    def run(comm):
+        model = piped(optimizer=chosen_by_function)
+        model.fit(*cases.plain_data(1), **FIT)
+        model.save(tmp_path / "multi.keras")
+        model.save_weights(tmp_path / "multi.weights.h5")
+        model.load_weights(tmp_path / "multi.weights.h5")
+        return model.get_weights()
+
+    with pytest.warns(UserWarning, match="state of a MultiOptimizer is not saved"):
+        (weights,) = run_ranks(1, run)
+    assert config_in(tmp_path / "multi.keras")["optimizer"]["class_name"] == "MultiOptimizer"
+    opened = keras.models.load_model(tmp_path / "multi.keras", compile=False)
+    assert_equal(opened.get_weights(), weights, 0)
 
 
 # -- failures ------------------------------------------------------------------------------------------------
