@@ -390,7 +390,7 @@ def test_values_of_some_ranks():
     logs = [{"loss": 2.0}, None, {"loss": 5.0, "lr": 0.25, "note": "text"}]
     averaged = {"loss": 3.5, "lr": 0.25}
     expected = [averaged, None, averaged | {"note": "text"}]
-    assert run_ranks(3, lambda comm: _bare(comm, logs[comm.rank]), timeout=20) == expected
+    assert run_ranks(3, lambda comm: _bare(comm, logs[comm.rank])) == expected
 
 
 def test_averaging_twice_is_averaging_once():
@@ -448,7 +448,7 @@ def test_ranks_at_different_epochs():
         callback = hvd.callbacks.MetricAverageCallback()
         return _error(callback.on_epoch_end, comm.rank, {"loss": 1.0})
 
-    first, second = run_ranks(2, run, timeout=20)
+    first, second = run_ranks(2, run)
     assert first == second
     assert "rank 0: the end of epoch 1; rank 1: the end of epoch 2" in first
 
@@ -460,7 +460,7 @@ def test_different_metrics_under_one_name():
         callbacks = [hvd.callbacks.MetricAverageCallback()]
         return _error(lambda: model.evaluate(*_share(_binary, 0, (4,)), verbose=0, callbacks=callbacks))
 
-    first, second = run_ranks(2, run, timeout=20)
+    first, second = run_ranks(2, run)
     assert first == second
     assert first.startswith("The metric 'it' must be the same on all ranks.")
 
@@ -473,7 +473,7 @@ def test_metrics_that_only_some_ranks_have():
         x, y = _share(_binary, comm.rank, VALIDATION)
         return model.evaluate(x, y, verbose=0, callbacks=callbacks, return_dict=True)
 
-    first, second = run_ranks(2, run, timeout=20)
+    first, second = run_ranks(2, run)
     assert first == second
     assert first["true_positives"] == np.sum(_share(_binary, 1, VALIDATION)[1])
 
@@ -483,7 +483,7 @@ def test_ranks_with_different_reductions():
         chosen = {"loss": ["sum", "mean"][comm.rank]}
         return _error(lambda: _bare(comm, {"loss": 1.0}, reductions=chosen))
 
-    first, second = run_ranks(2, run, timeout=20)
+    first, second = run_ranks(2, run)
     assert first == second
     assert first.startswith("`reductions` must be the same on all ranks.")
 
@@ -492,7 +492,7 @@ def test_states_of_what_is_no_metric():
     def run(comm):
         return _error(lambda: _bare(comm, {"lr": 1.0}, reductions={"lr": "states"}))
 
-    for text in run_ranks(2, run, timeout=20):
+    for text in run_ranks(2, run):
         assert text == (
             "`reductions` may be 'states' for metrics of the model only. Received: 'lr', which is none."
         )

@@ -49,7 +49,7 @@ def test_groups_that_do_not_fit_together_are_refused_on_all_ranks(case):
         begin(group(comm.rank))  # nothing is left behind
         return str(error.value)
 
-    assert len(set(run_ranks(len(answers), rank, timeout=20))) == 1
+    assert len(set(run_ranks(len(answers), rank))) == 1
 
 
 def test_groups_that_fit_go_their_own_ways():
@@ -64,4 +64,4 @@ def test_groups_that_fit_go_their_own_ways():
             steps += sync.steps
         return steps
 
-    assert run_ranks(2, rank, timeout=20) == [3, 6]
+    assert run_ranks(2, rank) == [3, 6]

@@ -156,7 +156,7 @@ def test_files_that_cannot_be_written_or_read_fail_on_all_ranks(tmp_path):
             messages.append(str(error.value).replace(str(here), "here"))
         return messages
 
-    first, second = run_ranks(2, run, timeout=20)
+    first, second = run_ranks(2, run)
     assert first[:3] == second[:3]
     assert "save of the pipeline 'plain' to" in first[0]
     assert "has failed on rank 0: FileNotFoundError: " in first[0]
@@ -274,7 +274,7 @@ def test_a_backup_that_fails_fails_on_all_ranks(tmp_path):
         with pytest.raises(ValueError, match="disagree about BackupAndRestore"):
             piped().fit(x, y, callbacks=differing, **FIT)
 
-    run_ranks(2, run, timeout=20)
+    run_ranks(2, run)
 
 
 # -- pipelines of cut layers ---------------------------------------------------------------------------------

@@ -90,7 +90,8 @@ def _family():
 def test_nested_models_are_flattened():
     model = _family()
     graph = read(model)
-    paths = ["x", "y", "tower/a", "tower/b", "skip/d", "skip/add", "add", "concatenate"]
+    joined = graph.layers[-1].path  # which Keras numbers, as it is an operation without a name
+    paths = ["x", "y", "tower/a", "tower/b", "skip/d", "skip/add", "add", joined]
     assert [layer.path for layer in graph.layers] == paths
     assert [layer.kind for layer in graph.layers[-2:]] == ["Add", "Concatenate"]
     edges = [(a, b) for a, b, _ in graph.edges()]
@@ -100,17 +101,17 @@ def test_nested_models_are_flattened():
             ("tower/a", "tower/b"),
             ("tower/b", "skip/d"),
             ("tower/b", "skip/add"),
-            ("tower/b", "concatenate"),
+            ("tower/b", joined),
             ("skip/d", "skip/add"),
             ("skip/add", "add"),
             ("y", "tower/a"),
             ("tower/a", "tower/b"),
             ("tower/b", "add"),
-            ("add", "concatenate"),
+            ("add", joined),
         ]
     )
     assert graph.by_path["tower/a"].flops == 2 * (2 * 16)  # both calls
-    assert graph.outputs == ("concatenate", "tower/b@1")
+    assert graph.outputs == (joined, "tower/b@1")
     assert hvd.plan(model, 3).is_forward_only
 
 
