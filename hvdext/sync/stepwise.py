@@ -95,12 +95,12 @@ class StepwiseEngine(Engine):
         """As in `Engine`."""
         super().restore(found)
         self._in_flight.clear()
-        self._cured_at = int(found.get("cured_at", -1))
+        self._cured_at = int(found["cured_at"])
         for i in range(len(self.states)):
             if f"start_{i}" in found:  # it had left and not arrived: it leaves again
                 step, *told = map(float, found[f"flight_{i}"])
                 self._take_off(i, tf.constant(found[f"start_{i}"]), int(step), told)
-                self._in_flight[i].is_cured = bool(found.get(f"is_cured_{i}", False))
+                self._in_flight[i].is_cured = bool(found[f"is_cured_{i}"])
 
     def _delay(self, flight):
         return self.settings.when.delay_at(flight.step)
