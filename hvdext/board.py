@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from hvdext.common.launcher import kv_store_address
+
 if TYPE_CHECKING:  # hvd.run uses the board without TensorFlow
     from hvdext.comm import Communicator
 
@@ -64,9 +66,8 @@ def shared_board(comm: Communicator) -> Board | None:
     Returns:
         None if this rank reaches none of rank 0's addresses.
     """
-    host = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR")
-    port = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_PORT")
-    return Board(f"{host}:{port}", "hvdext") if host and port else own_board(comm)
+    address = kv_store_address(os.environ)
+    return Board(address, "hvdext") if address else own_board(comm)
 
 
 def own_board(comm: Communicator) -> Board | None:

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from hvdext.common.number_of_bytes import number_of_bytes
 from hvdext.engine.errors import EngineError
-from hvdext.number_of_bytes import number_of_bytes
 
 
 class CommandError(Exception):

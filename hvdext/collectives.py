@@ -18,7 +18,6 @@ import keras
 import tensorflow as tf
 
 from hvdext import differentiable
-from hvdext.arguments import also_called, suggests_keywords
 from hvdext.collective_arguments import (
     check_reduction,
     checked_splits,
@@ -36,6 +35,7 @@ from hvdext.collective_arguments import (
     scatterable,
     with_rows,
 )
+from hvdext.common.arguments import also_called, suggests_keywords
 from hvdext.compression import Compression
 from hvdext.process_sets import ProcessSet
 from hvdext.reduce_op import ReduceOp

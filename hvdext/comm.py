@@ -17,7 +17,6 @@ from __future__ import annotations
 import abc
 import functools
 import math
-import os
 import pickle
 import re
 import threading
@@ -476,21 +475,6 @@ class use:
 
     def __exit__(self, *exc_info) -> None:
         _thread.comm = self._outer
-
-
-def launched() -> bool:
-    """True if a launcher that Horovod understands (horovodrun, mpirun, srun --mpi) started this process."""
-    return any(variable in os.environ for variable in _LAUNCHER_VARIABLES)
-
-
-_LAUNCHER_VARIABLES = (
-    "HOROVOD_RANK",
-    "OMPI_COMM_WORLD_SIZE",
-    "MV2_COMM_WORLD_SIZE",
-    "PMI_SIZE",
-    "PMI_RANK",
-    "PMIX_RANK",
-)
 
 
 # -- tensors and objects on the way -------------------------------------------------------------------

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import keras
 
-from hvdext.arguments import suggests_keywords
 from hvdext.comm import current
+from hvdext.common.arguments import suggests_keywords
 from hvdext.optimizer import hook_of
 from hvdext.watchdog import JOIN
 

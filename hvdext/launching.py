@@ -22,8 +22,8 @@ from typing import Any
 
 import cloudpickle
 
-from hvdext.arguments import suggests_keywords
-from hvdext.engine import launchers
+from hvdext.common import launcher
+from hvdext.common.arguments import suggests_keywords
 from hvdext.engine.record import horovod_folder, installed_record
 
 _SECONDS_TO_END = 15.0
@@ -297,7 +297,7 @@ def _check_options(options):
 
 
 def _check_place(use_mpi):
-    number = launchers.started(os.environ)
+    number = launcher.started(os.environ)
     if number > 1:
         raise RuntimeError(
             "hvd.run starts ranks, so call it in a process that no launcher started: `python script.py` "

@@ -12,7 +12,7 @@ import h5py  # type: ignore[import-untyped]
 import keras
 import numpy as np
 
-from hvdext.arguments import suggests_keywords
+from hvdext.common.arguments import suggests_keywords
 from hvdext.compression import Compression
 from hvdext.optimizer import DistributedOptimizer, build
 

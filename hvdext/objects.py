@@ -6,9 +6,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from hvdext.arguments import suggests_keywords
 from hvdext.collective_arguments import place_of_root, user_name
 from hvdext.comm import Communicator, current
+from hvdext.common.arguments import suggests_keywords
 from hvdext.process_sets import ProcessSet
 
 

@@ -22,7 +22,7 @@ from keras.optimizers import LossScaleOptimizer
 
 from hvdext import agreement
 from hvdext.accumulation import Accumulator
-from hvdext.arguments import suggests_keywords
+from hvdext.common.arguments import suggests_keywords
 from hvdext.compression import Compression
 from hvdext.exchange import GradientExchange, is_overwritten, map_gradient
 from hvdext.ledger import Ledger

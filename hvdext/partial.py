@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import keras
 import tensorflow as tf
 
-from hvdext.arguments import suggests_keywords
+from hvdext.common.arguments import suggests_keywords
 from hvdext.compression import Compression
 from hvdext.optimizer import DistributedOptimizer
 from hvdext.process_sets import ProcessSet

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from hvdext.arguments import suggests_keywords
+from hvdext.common.arguments import suggests_keywords
 
 
 class ProcessSet:

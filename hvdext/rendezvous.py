@@ -13,6 +13,7 @@ import time
 import urllib.request
 
 from hvdext.board import Board
+from hvdext.common.launcher import is_elastic, kv_store_address, rank_info
 
 _PAUSE = 0.02  # seconds between two looks at the server
 
@@ -29,24 +30,22 @@ def meet_again(turn: int, seconds: float) -> None:
     Raises:
         TimeoutError: if a rank does not come in time; the message names it.
     """
-    host = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_ADDR")
-    port = os.environ.get("HOROVOD_GLOO_RENDEZVOUS_PORT")
-    if not host or not port or "HOROVOD_ELASTIC" in os.environ:
+    address = kv_store_address(os.environ)
+    if address is None or is_elastic(os.environ):
         return
-    address = f"{host}:{port}"
     board = Board(address, "hvdext-again")
-    rank, size = int(os.environ["HOROVOD_RANK"]), int(os.environ["HOROVOD_SIZE"])
+    me = rank_info(os.environ)
     end = time.monotonic() + seconds
-    if rank:
-        scopes = f"local_{os.environ['HOROVOD_HOSTNAME']} cross_{os.environ['HOROVOD_LOCAL_RANK']}"
-        board.post(f"{turn}.{rank}", scopes)
+    if me.rank:
+        scopes = f"local_{os.environ['HOROVOD_HOSTNAME']} cross_{me.local_rank}"
+        board.post(f"{turn}.{me.rank}", scopes)
         _wait_for(board, f"{turn}.go", 0, end)
         return
     known = ["global", f"local_{os.environ['HOROVOD_HOSTNAME']}", "cross_0"]
-    for other in range(1, size):
+    for other in range(1, me.size):
         known += _wait_for(board, f"{turn}.{other}", other, end).split()
     for scope in dict.fromkeys(known):
-        _forget(address, scope, size)
+        _forget(address, scope, me.size)
     board.post(f"{turn}.go", "yes")
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from hvdext import agreement
 from hvdext import comm as comm_module
-from hvdext.arguments import suggests_keywords
 from hvdext.board import shared_board
 from hvdext.build_info import mpi_built
-from hvdext.comm import HorovodComm, SoloComm, current, launched, set_process_comm
-from hvdext.engine.launchers import check_engine, check_size
+from hvdext.comm import HorovodComm, SoloComm, current, set_process_comm
+from hvdext.common.arguments import suggests_keywords
+from hvdext.common.launcher import check_engine, check_size, is_elastic, launched, told_size
 from hvdext.ledger import Traffic
 from hvdext.process_sets import (
     ProcessSet,
@@ -26,7 +26,6 @@ from hvdext.rendezvous import meet_again
 from hvdext.watchdog import Watchdog
 
 DEADLINE_SECONDS = 300.0
-_SIZE_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE")
 
 _watchdog: Watchdog | None = None
 _joins = 0  # how often this process has joined a launcher's job
@@ -84,8 +83,7 @@ def init(
         board = shared_board(job)
         if board is not None:
             board.post(str(job.rank), "")  # instead of what this process told before an earlier shutdown
-        elastic = "HOROVOD_ELASTIC" in os.environ
-        _watchdog = Watchdog(job.rank, job.ledger, board, seconds, elastic=elastic)
+        _watchdog = Watchdog(job.rank, job.ledger, board, seconds, elastic=is_elastic(os.environ))
         _watchdog.start()
 
 
@@ -319,7 +317,7 @@ def _checked_comm(comm: Any) -> Any:
             "`comm` must be None, a list of distinct ranks or an mpi4py communicator. "
             f"Received: comm={comm!r}."
         )
-    size = _launched_size() if launched() else 1
+    size = told_size(os.environ) if launched() else 1
     if not members or (size is not None and members == list(range(size))):
         return None
     if not launched() or not _on_mpi():
@@ -333,10 +331,6 @@ def _checked_comm(comm: Any) -> Any:
 
 def _on_mpi():
     return mpi_built() and os.environ.get("HOROVOD_CONTROLLER", "mpi").lower() == "mpi"
-
-
-def _launched_size():
-    return next((int(os.environ[v]) for v in _SIZE_VARIABLES if v in os.environ), None)
 
 
 def _join(comm, process_sets):
@@ -353,7 +347,7 @@ def _join(comm, process_sets):
         return HorovodComm()
     made_of_comms = [s for s in process_sets if s.mpi_comm is not None]
     made_of_ranks = [s for s in process_sets if s.mpi_comm is None]
-    size = _launched_size() if comm is None else None
+    size = told_size(os.environ) if comm is None else None
     if size is not None:
         for process_set in made_of_ranks:
             _check_members(process_set, size)

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hvdext.arguments import suggests_keywords
+from hvdext.common.arguments import suggests_keywords
 from hvdext.compression import Compression
 from hvdext.exchange import GradientExchange
 from hvdext.optimizer import old_groups

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hvdext.arguments import suggests_keywords
 from hvdext.comm import HorovodComm, current
+from hvdext.common.arguments import suggests_keywords
 
 
 @suggests_keywords

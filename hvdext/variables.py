@@ -8,9 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from hvdext import agreement
-from hvdext.arguments import suggests_keywords
 from hvdext.collective_arguments import place_of_root
 from hvdext.comm import current
+from hvdext.common.arguments import suggests_keywords
 from hvdext.process_sets import ProcessSet
 from hvdext.selection import content_of, path_of
 

@@ -6,9 +6,9 @@ import os
 
 import keras
 
-from hvdext.arguments import suggests_keywords
 from hvdext.callbacks.meeting import meet
 from hvdext.comm import current
+from hvdext.common.arguments import suggests_keywords
 
 
 class BestModelCheckpoint(keras.callbacks.ModelCheckpoint):

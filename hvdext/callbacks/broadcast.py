@@ -9,9 +9,9 @@ import keras
 import tensorflow as tf
 
 from hvdext import agreement
-from hvdext.arguments import suggests_keywords
 from hvdext.callbacks.once import Once
 from hvdext.comm import current
+from hvdext.common.arguments import suggests_keywords
 from hvdext.derived import derive_anew, settle
 from hvdext.optimizer import build, exchanges, hook_of
 from hvdext.selection import identity_of

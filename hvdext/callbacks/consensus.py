@@ -12,12 +12,12 @@ import numpy as np
 import tensorflow as tf
 
 from hvdext import agreement
-from hvdext.arguments import suggests_keywords
 from hvdext.comm import current
+from hvdext.common.arguments import suggests_keywords
+from hvdext.common.signals import Interrupts
 from hvdext.optimizer import hook_of
 from hvdext.sync import scoring
 from hvdext.sync.attachment import attached
-from hvdext.sync.interrupts import Interrupts
 from hvdext.sync.samples import SampleCounter
 from hvdext.sync.unify import ConsensusReport, Plan, floats, unify
 

@@ -10,8 +10,8 @@ import keras
 import tensorflow as tf
 
 from hvdext import agreement
-from hvdext.arguments import suggests_keywords
 from hvdext.comm import current
+from hvdext.common.arguments import suggests_keywords
 from hvdext.optimizer import hook_of, innermost
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import keras
 
-from hvdext.arguments import suggests_keywords
 from hvdext.callbacks.meeting import check_points, gather
 from hvdext.callbacks.metric_sums import REDUCTIONS, Share, combine
 from hvdext.comm import current
+from hvdext.common.arguments import suggests_keywords
 
 _VALIDATION = "the end of validation"
 _EPOCH = "the end of epoch "

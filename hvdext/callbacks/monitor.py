@@ -13,8 +13,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hvdext.arguments import suggests_keywords
 from hvdext.comm import current
+from hvdext.common.arguments import suggests_keywords
 from hvdext.sync.attachment import attached
 from hvdext.sync.engine import Exchanged, Totals
 from hvdext.sync.noise_scale import Rounds, is_defined

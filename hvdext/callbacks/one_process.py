@@ -10,11 +10,11 @@ import numpy as np
 import tensorflow as tf
 
 from hvdext import agreement
-from hvdext.arguments import suggests_keywords
 from hvdext.callbacks.best_model import BestModelCheckpoint
 from hvdext.callbacks.meeting import meet
 from hvdext.callbacks.metrics import MetricAverageCallback
 from hvdext.comm import SoloComm, current, use
+from hvdext.common.arguments import suggests_keywords
 from hvdext.derived import settle
 from hvdext.optimizer import build, innermost
 from hvdext.variables import broadcast_variables, model_variables

@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 
 from hvdext import agreement
-from hvdext.arguments import suggests_keywords
 from hvdext.callbacks.once import Once
 from hvdext.comm import Communicator, current
+from hvdext.common.arguments import suggests_keywords
 from hvdext.derived import settle
 from hvdext.optimizer import build, innermost
 from hvdext.selection import Select, check_select, path_of, selected

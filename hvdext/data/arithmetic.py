@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hvdext.data.checks import require_choice, require_int, require_positive
+from hvdext.common.checks import require_choice, require_positive, require_whole
 
 
 def global_batch_size(per_rank: int, size: int, backward_passes_per_step: int = 1) -> int:
@@ -25,7 +25,7 @@ def global_batch_size(per_rank: int, size: int, backward_passes_per_step: int = 
     Raises:
         ValueError: if an argument is not an integer of at least 1.
     """
-    require_int("per_rank", per_rank, 1)
+    require_whole("per_rank", per_rank, 1)
     return per_rank * _batches_per_update(size, backward_passes_per_step)
 
 
@@ -41,7 +41,7 @@ def per_rank_batch_size(global_batch: int, size: int, backward_passes_per_step: 
         ValueError: if an argument is not an integer of at least 1, or `global_batch` does not
             divide by `size * backward_passes_per_step`.
     """
-    require_int("global_batch", global_batch, 1)
+    require_whole("global_batch", global_batch, 1)
     parts = _batches_per_update(size, backward_passes_per_step)
     if global_batch % parts:
         raise ValueError(
@@ -101,12 +101,12 @@ def batch_weights(batch_sizes: Sequence[int]) -> np.ndarray:
     if len(batch_sizes) == 0:
         raise ValueError(f"`batch_sizes` must not be empty. Received: batch_sizes={batch_sizes!r}.")
     for batch_size in batch_sizes:
-        require_int("batch_sizes", batch_size, 1)
+        require_whole("batch_sizes", batch_size, 1)
     sizes = np.asarray(batch_sizes, dtype=np.float64)
     return sizes * len(sizes) / sizes.sum()
 
 
 def _batches_per_update(size: int, backward_passes_per_step: int) -> int:
-    require_int("size", size, 1)
-    require_int("backward_passes_per_step", backward_passes_per_step, 1)
+    require_whole("size", size, 1)
+    require_whole("backward_passes_per_step", backward_passes_per_step, 1)
     return size * backward_passes_per_step

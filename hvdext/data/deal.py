@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hvdext.data.checks import require_choice, require_int, require_rank
+from hvdext.common.checks import require_choice, require_rank, require_whole
 
 MODES = ("scatter", "slice")
 UNEVEN = ("drop", "repeat", "keep")
@@ -101,8 +101,8 @@ class Deal:
     argument: str = "num_samples"
 
     def __post_init__(self) -> None:
-        require_int("batch_size", self.batch_size, 1)
-        require_int("size", self.size, 1)
+        require_whole("batch_size", self.batch_size, 1)
+        require_whole("size", self.size, 1)
         require_choice("mode", self.mode, MODES)
         require_choice("uneven", self.uneven, UNEVEN)
         if self.total < self.size:
@@ -177,7 +177,7 @@ def samples_of_rank(num_samples: int, rank: int, size: int, mode: str = "scatter
     Raises:
         ValueError: if an argument is out of its range.
     """
-    require_int("num_samples", num_samples, 0)
+    require_whole("num_samples", num_samples, 0)
     require_rank(rank, size)
     require_choice("mode", mode, MODES)
     if mode == "scatter":
@@ -201,7 +201,7 @@ def steps_per_epoch(num_samples: int, batch_size: int, size: int, uneven: str = 
     Raises:
         ValueError: if an argument is out of its range or leaves a rank without a batch.
     """
-    require_int("num_samples", num_samples, 0)
+    require_whole("num_samples", num_samples, 0)
     return Deal(num_samples, batch_size, size, uneven=uneven).steps
 
 
@@ -219,7 +219,7 @@ def last_batch_sizes(num_samples: int, batch_size: int, size: int, uneven: str =
     Raises:
         ValueError: if an argument is out of its range or leaves a rank without a batch.
     """
-    require_int("num_samples", num_samples, 0)
+    require_whole("num_samples", num_samples, 0)
     deal = Deal(num_samples, batch_size, size, uneven=uneven)
     return tuple(deal.last_batch_size(rank) for rank in range(size))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from hvdext.data.checks import require_int
+from hvdext.common.checks import require_whole
 from hvdext.data.deal import Share
 from hvdext.data.report import report_deal
 
@@ -86,7 +86,7 @@ class ShardedPyDataset(_Forwarding):
         Raises:
             ValueError: if `epoch` is not an integer of at least 0.
         """
-        require_int("epoch", epoch, 0)
+        require_whole("epoch", epoch, 0)
         self._epoch = epoch
         order = self._share.order.positions(self._deal.total, epoch)
         self._batches: np.ndarray = self._deal.of_rank(self._share.rank, order)

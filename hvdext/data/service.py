@@ -13,11 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from hvdext import agreement
-from hvdext.arguments import suggests_keywords
-from hvdext.background import Background
 from hvdext.comm import Communicator, current
+from hvdext.common.arguments import suggests_keywords
+from hvdext.common.background import Background
+from hvdext.common.checks import require_positive, require_whole
 from hvdext.data.arrays import aligned_arrays, gathered
-from hvdext.data.checks import require_int, require_positive
 from hvdext.data.deal import Order
 from hvdext.placement.grid import active_grid
 
@@ -90,9 +90,9 @@ def shared_by_load(
     }
     problem, total = None, 0
     try:
-        require_int("batch_size", batch_size, 1)
-        require_int("seed", seed, 0)
-        require_int("initial_epoch", initial_epoch, 0)
+        require_whole("batch_size", batch_size, 1)
+        require_whole("seed", seed, 0)
+        require_whole("initial_epoch", initial_epoch, 0)
         require_positive("timeout", timeout)
         arrays, total = aligned_arrays(x, y, sample_weight)
         _require_batches(total, batch_size, comm.size)

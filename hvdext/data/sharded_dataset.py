@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from hvdext.data.checks import require_int
+from hvdext.common.checks import require_whole
 
 
 class EpochCounter:
@@ -76,7 +76,7 @@ class ShardedDataset(tf.data.Dataset):
         Raises:
             ValueError: if `epoch` is not an integer of at least 0.
         """
-        require_int("epoch", epoch, 0)
+        require_whole("epoch", epoch, 0)
         self._epochs.next = epoch
 
     @property

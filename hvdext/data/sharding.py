@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from hvdext.common.checks import require_whole
 from hvdext.data.arrays import shard_arrays
-from hvdext.data.checks import require_int
 from hvdext.data.deal import Order, Share
 from hvdext.data.py_dataset import EndlessPyDataset, ShardedPyDataset, shard_py_dataset
 from hvdext.data.sharded_dataset import ShardedDataset
@@ -100,7 +100,7 @@ def shard(
         RuntimeError: if `rank` and `size` are left out before `hvd.init()`.
     """
     rank, size = _rank_and_size(rank, size)
-    require_int("seed", seed, 0)
+    require_whole("seed", seed, 0)
     share = Share(rank, size, mode, uneven, Order(seed if shuffle else None))
     if isinstance(x, tf.data.Dataset):
         _require_none("a tf.data.Dataset", y=y, sample_weight=sample_weight)

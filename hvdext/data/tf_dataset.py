@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from hvdext.data.checks import require_int
+from hvdext.common.checks import require_whole
 from hvdext.data.deal import Deal, Share
 from hvdext.data.report import report_deal, report_uncounted
 from hvdext.data.sharded_dataset import EpochCounter, ShardedDataset, passes
@@ -20,9 +20,9 @@ def shard_dataset(
 ) -> ShardedDataset:
     """One rank's elements or batches of `dataset`; see `hvdext.data.shard`."""
     if batch_size is not None:
-        require_int("batch_size", batch_size, 1)
+        require_whole("batch_size", batch_size, 1)
     if shuffle_buffer is not None:
-        require_int("shuffle_buffer", shuffle_buffer, 1)
+        require_whole("shuffle_buffer", shuffle_buffer, 1)
     total = int(dataset.cardinality())
     shuffled = _Shuffle(dataset, share, shuffle_buffer or DEFAULT_SHUFFLE_BUFFER)
     if total == tf.data.INFINITE_CARDINALITY:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 
-from hvdext.arguments import suggests_keywords
+from hvdext.common.arguments import suggests_keywords
 from hvdext.optimizer import hook_of
 
 

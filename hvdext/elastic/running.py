@@ -9,8 +9,8 @@ from typing import Any
 import tensorflow as tf
 
 from hvdext import runtime
-from hvdext.arguments import suggests_keywords
 from hvdext.comm import HorovodComm, current
+from hvdext.common.arguments import suggests_keywords
 from hvdext.elastic.failure import is_lost_rank, recoverable
 
 

@@ -13,8 +13,8 @@ import pprint
 from pathlib import Path
 from typing import Any
 
+from hvdext.common.launcher import on_mpi
 from hvdext.engine.fixes import FIXES, PROTECTIONS, Fix
-from hvdext.engine.launchers import on_mpi
 from hvdext.engine.target import Target
 
 RECORD_FILE = "_hvdext_fixes.py"

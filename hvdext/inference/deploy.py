@@ -12,9 +12,9 @@ from typing import Any
 import keras
 
 from hvdext import agreement
-from hvdext.arguments import suggests_keywords
 from hvdext.collective_arguments import place_of_root
 from hvdext.comm import Communicator, current
+from hvdext.common.arguments import suggests_keywords
 from hvdext.inference import hosts
 from hvdext.inference.chain import hand_on, number_of_steps
 from hvdext.inference.failures import tell

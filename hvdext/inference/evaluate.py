@@ -8,10 +8,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hvdext.arguments import suggests_keywords
 from hvdext.callbacks.metric_sums import Share, combine
 from hvdext.comm import current
-from hvdext.data.checks import require_choice
+from hvdext.common.arguments import suggests_keywords
+from hvdext.common.checks import require_choice
 from hvdext.inference.predict import VERBOSE
 from hvdext.inference.preparing import prepare
 from hvdext.inference.progress import Progress

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import keras
 
-from hvdext.background import Background
 from hvdext.comm import Communicator
+from hvdext.common.background import Background
 from hvdext.inference import values
 from hvdext.inference.parts import Part, Report, exchange
 from hvdext.inference.rounds import Pace, Run, next_runs

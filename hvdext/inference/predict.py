@@ -10,11 +10,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hvdext.arguments import suggests_keywords
 from hvdext.comm import Communicator, current
-from hvdext.data.checks import require_choice
+from hvdext.common.arguments import suggests_keywords
+from hvdext.common.checks import require_choice
+from hvdext.common.signals import LastWords
 from hvdext.inference.gathering import Gathering, PredictionFailed, RankLost
-from hvdext.inference.last_words import LastWords
 from hvdext.inference.output_folder import Done, OutputFolder
 from hvdext.inference.preparing import prepare, trace
 from hvdext.inference.progress import Progress

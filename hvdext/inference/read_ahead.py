@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
-from hvdext.background import Background
+from hvdext.common.background import Background
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvdext.data.checks import require_int
+from hvdext.common.checks import require_whole
 from hvdext.inference.py_dataset_source import PyDatasetSource
 from hvdext.inference.read_ahead import read_ahead
 from hvdext.inference.records import Records
@@ -177,7 +177,7 @@ def make_source(
         ValueError: if an argument breaks its rule.
     """
     if batch_size is not None:
-        require_int("batch_size", batch_size, 1)
+        require_whole("batch_size", batch_size, 1)
     is_folder = isinstance(x, (str, os.PathLike))
     if parse is not None and not (is_folder and callable(parse)):
         raise ValueError(

@@ -20,7 +20,7 @@ import keras
 import tensorflow as tf
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
-from hvdext.arguments import suggests_keywords
+from hvdext.common.arguments import suggests_keywords
 from hvdext.derived import derive_anew
 from hvdext.optimizer import build, innermost
 from hvdext.placement.plan import Plan

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from hvdext import agreement
-from hvdext.arguments import suggests_keywords
 from hvdext.comm import Communicator, HorovodComm, current, use
+from hvdext.common.arguments import suggests_keywords
 from hvdext.process_sets import ProcessSet
 
 _thread = threading.local()

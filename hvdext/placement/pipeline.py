@@ -9,8 +9,8 @@ import keras
 import numpy as np
 
 from hvdext import agreement
-from hvdext.arguments import suggests_keywords
 from hvdext.comm import Communicator, current
+from hvdext.common.arguments import suggests_keywords
 from hvdext.derived import derive_anew
 from hvdext.graph_names import cleaned
 from hvdext.placement.grid import Grid, neighbours

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hvdext.arguments import suggests_keywords
+from hvdext.common.arguments import suggests_keywords
 from hvdext.placement.graph import Graph, Layer, Tensor
 from hvdext.placement.ordering import units_of
 from hvdext.placement.partition import arrivals, cheapest, partition, run_sums

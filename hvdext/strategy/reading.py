@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from hvdext.arguments import unknown_keyword
+from hvdext.common.arguments import unknown_keyword
 from hvdext.process_sets import ProcessSet
 from hvdext.strategy.call import Answer, Call, Parameter, RankLists, Target, frozen
 from hvdext.strategy.place import Place, nearest, shown

@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 import keras
 
 from hvdext import agreement
-from hvdext.arguments import suggests_keywords, unknown_keyword
 from hvdext.callbacks.broadcast import BroadcastGlobalVariablesCallback
 from hvdext.callbacks.consensus import ConsensusAveraging
 from hvdext.callbacks.metrics import MetricAverageCallback
 from hvdext.callbacks.monitor import SyncMonitor
 from hvdext.callbacks.warmup import WarmupPerturbation
 from hvdext.comm import Communicator, current
+from hvdext.common.arguments import suggests_keywords, unknown_keyword
 from hvdext.optimizer import DistributedOptimizer, hooks_of
 from hvdext.process_sets import ProcessSet
 from hvdext.strategy.call import Answer, Call, RankLists, Target, plain

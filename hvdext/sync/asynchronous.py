@@ -15,7 +15,7 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from hvdext.background import Background
+from hvdext.common.background import Background
 from hvdext.sync.engine import Engine, Trained
 from hvdext.sync.transfer import FINISHED, STOPS
 

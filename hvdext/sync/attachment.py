@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hvdext.arguments import suggests_keywords
+from hvdext.common.arguments import suggests_keywords
 
 _NAME = "_hvdext_syncs"
 

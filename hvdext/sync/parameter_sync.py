@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from hvdext import agreement
-from hvdext.arguments import suggests_keywords
 from hvdext.comm import current
+from hvdext.common.arguments import suggests_keywords
 from hvdext.optimizer import build, hook_of, innermost
 from hvdext.sync import names
 from hvdext.sync.asynchronous import AsynchronousEngine

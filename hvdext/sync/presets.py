@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import keras
 
-from hvdext.arguments import suggests_keywords
-from hvdext.sync.checks import require_real
+from hvdext.common.arguments import suggests_keywords
+from hvdext.common.checks import require_number
 from hvdext.sync.parameter_sync import ParameterSync
 from hvdext.sync.rule import Mean, Outer, Pull
 from hvdext.sync.what import Matching, Rotating, What
@@ -332,8 +332,8 @@ def SlowMo(
     Raises:
         ValueError: besides `ParameterSync`'s, if `beta` or `alpha` lies outside.
     """
-    require_real("beta", beta, lambda beta: 0 <= beta < 1, "lie in [0, 1)")
-    require_real("alpha", alpha, lambda alpha: 0 < alpha < math.inf, "be a number above 0")
+    require_number("beta", beta, lambda beta: 0 <= beta < 1, "lie in [0, 1)")
+    require_number("alpha", alpha, lambda alpha: 0 < alpha < math.inf, "be a number above 0")
     return ParameterSync(
         Every(every),
         what=what,

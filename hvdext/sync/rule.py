@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import keras
 import tensorflow as tf
 
-from hvdext.arguments import suggests_keywords
+from hvdext.common.arguments import suggests_keywords
+from hvdext.common.checks import require_number
 from hvdext.optimizer import hooks_of
-from hvdext.sync.checks import require_real
 
 _WEIGHTS = (None, "samples", "steps")
 
@@ -86,9 +86,9 @@ class Pull(Rule):
     centre_rate: float | None = None
 
     def __post_init__(self):
-        require_real("alpha", self.alpha, lambda alpha: 0 < alpha <= 1, "lie in (0, 1]")
+        require_number("alpha", self.alpha, lambda alpha: 0 < alpha <= 1, "lie in (0, 1]")
         if self.centre_rate is not None:
-            require_real("centre_rate", self.centre_rate, lambda rate: 0 < rate <= 1, "lie in (0, 1]")
+            require_number("centre_rate", self.centre_rate, lambda rate: 0 < rate <= 1, "lie in (0, 1]")
         # Ranks compare settings by how they print: 1 and 1.0 are the same.
         object.__setattr__(self, "alpha", float(self.alpha))
         object.__setattr__(self, "centre_rate", None if self.centre_rate is None else float(self.centre_rate))
@@ -136,7 +136,7 @@ class Outer(Rule):
                 "`optimizer` must be a plain Keras optimizer, such as keras.optimizers.SGD(0.7), "
                 f"neither scaled nor distributed. Received: optimizer={optimizer!r}."
             )
-        require_real("alpha", alpha, lambda alpha: 0 <= alpha <= 1, "lie in [0, 1]")
+        require_number("alpha", alpha, lambda alpha: 0 <= alpha <= 1, "lie in [0, 1]")
         self.alpha = float(alpha)
         # Keras would look for the class by its name, and not find one of the user's own.
         self._kind = type(optimizer)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from hvdext.background import Background
+from hvdext.common.background import Background
 from hvdext.sync.engine import Engine
 from hvdext.sync.transfer import Outcome
 

@@ -16,9 +16,9 @@ from fnmatch import fnmatchcase
 import keras
 import tensorflow as tf
 
-from hvdext.arguments import suggests_keywords
+from hvdext.common.arguments import suggests_keywords
+from hvdext.common.checks import require_whole
 from hvdext.selection import check_select, path_of
-from hvdext.sync.checks import require_int
 
 _BY = ("layers", "bytes")
 _ORDER = ("strided", "sequential")
@@ -245,7 +245,7 @@ class Rotating(What):
     def __init__(
         self, fragments: int, *, by: str = "layers", order: str = "strided", what: What | None = None
     ):
-        require_int("fragments", fragments, 1)
+        require_whole("fragments", fragments, 1)
         _require_choice("by", by, _BY)
         _require_choice("order", order, _ORDER)
         if what is not None and (not isinstance(what, What) or isinstance(what, Rotating)):

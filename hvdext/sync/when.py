@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from hvdext.arguments import suggests_keywords
-from hvdext.sync.checks import require_real
+from hvdext.common.arguments import suggests_keywords
+from hvdext.common.checks import require_number
 
 
 class Schedule:
@@ -242,9 +242,9 @@ class Adaptive(When):
                 f"Received: divergence={divergence!r}, overhead={overhead!r}."
             )
         if divergence is not None:
-            require_real("divergence", divergence, lambda target: target > 0, "be a number above 0")
+            require_number("divergence", divergence, lambda target: target > 0, "be a number above 0")
         if overhead is not None:
-            require_real("overhead", overhead, lambda target: 0 < target < 1, "lie between 0 and 1")
+            require_number("overhead", overhead, lambda target: 0 < target < 1, "lie between 0 and 1")
 
     @property
     def measures(self) -> str:  # type: ignore[override]

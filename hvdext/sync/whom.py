@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hvdext.arguments import suggests_keywords
 from hvdext.comm import Communicator
+from hvdext.common.arguments import suggests_keywords
+from hvdext.common.checks import require_whole
 from hvdext.process_sets import ProcessSet, are_ranks
-from hvdext.sync.checks import require_int
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Pairs(Whom):
     seed: int = 0
 
     def __post_init__(self):
-        require_int("seed", self.seed, 0)
+        require_whole("seed", self.seed, 0)
 
     def check(self, comm: Communicator) -> None:
         """As in `Whom`."""
@@ -224,7 +224,7 @@ class Hierarchical(Whom):
 
     @suggests_keywords
     def __init__(self, groups: Sequence[ProcessSet | Sequence[int]], every: int):
-        require_int("every", every, 1)
+        require_whole("every", every, 1)
         object.__setattr__(self, "groups", _disjoint(groups))
         object.__setattr__(self, "every", every)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from hvdext.arguments import suggests_keywords
+from hvdext.common.arguments import suggests_keywords
 
 _ROUNDINGS = ("stochastic", "error_feedback")
 _SMALLEST = 2.0**-126  # below it TensorFlow may take a float32 for zero, or not: that depends on the thread

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if missing:
         raise ServeError(f"{', '.join(missing)} is missing. Install it: pip install 'hvdext[serve]'")
     job = check(args, os.environ)
-    if job.place.rank:
+    if job.where.rank:
         return _follow(job)
     from hvdext.inference.serving.front import lead
 
@@ -46,15 +46,15 @@ def make_supervisor(job: Job, look_for_front: Callable[[], Front | None]) -> Sup
     from hvdext.inference.serving.worker import Post
 
     post = Post(
-        rank=job.place.rank,
-        size=job.place.size,
+        rank=job.where.rank,
+        size=job.where.size,
         addresses=(),
         token="",
         pipeline=job.settings.mode == "pipeline",
     )
     worker = {
         "threads": job.threads,
-        "local_rank": job.place.local_rank,
+        "local_rank": job.where.local_rank,
         "modules": job.args.modules,
     }
     end_seconds = job.args.drain_seconds + _END_SECONDS
@@ -65,7 +65,7 @@ def _follow(job: Job) -> int:
     from hvdext.inference.serving.supervisor import FrontMissing
 
     supervisor = make_supervisor(job, _looker(job))
-    rank = job.place.rank
+    rank = job.where.rank
     for number in (signal.SIGTERM, signal.SIGINT):
         name = signal.Signals(number).name
         signal.signal(number, lambda *_, name=name: supervisor.ask_to_end(f"rank {rank} got {name}"))
@@ -86,7 +86,7 @@ def _looker(job):
     def look() -> Front | None:
         if address is not None:
             return Front((address,), os.environ[TOKEN])
-        text = Board(job.place.board, SCOPE).read("front")
+        text = Board(job.where.kv_store, SCOPE).read("front")
         if text is None:
             return None
         note = json.loads(text)

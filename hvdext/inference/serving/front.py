@@ -43,8 +43,8 @@ def lead(job: Job) -> int:
     try:
         return uvloop.run(_Front(job).run())
     except (OSError, ValueError, ServiceError, options.ServeError) as error:
-        if job.place.board is not None:
-            Board(job.place.board, command.SCOPE).post("front", json.dumps({"error": str(error)}))
+        if job.where.kv_store is not None:
+            Board(job.where.kv_store, command.SCOPE).post("front", json.dumps({"error": str(error)}))
         raise options.ServeError(error) from error
 
 
@@ -80,9 +80,9 @@ class _Front:
         versions = await self._core.add(models)
         self._server = self._make_server()
         addresses = await self._meet(meeting)
-        if job.place.board is not None:
+        if job.where.kv_store is not None:
             text = json.dumps({"addresses": addresses, "token": token})
-            await asyncio.to_thread(Board(job.place.board, command.SCOPE).post, "front", text)
+            await asyncio.to_thread(Board(job.where.kv_store, command.SCOPE).post, "front", text)
         self._supervise(Front(tuple(addresses), token))
         self._take_signals()
         self._start(self._announce(listener, versions[: len(args.models)]))
@@ -128,7 +128,7 @@ class _Front:
         """Listens for the ranks; returns the addresses where they reach it."""
         if meeting is not None:
             return [(meeting[0], await self._core.start(*meeting))]
-        if self._job.place.one_host:
+        if self._job.where.one_host:
             return [("127.0.0.1", await self._core.start("127.0.0.1"))]
         port = await self._core.start("0.0.0.0")
         return [(host, port) for host in own_addresses(os.environ.get("HOROVOD_GLOO_IFACE"))]
@@ -148,7 +148,7 @@ class _Front:
         host, port = listener.getsockname()[:2]
         scheme = "https" if self._args.tls_cert else "http"
         host = f"[{host}]" if ":" in host else host
-        size = self._job.place.size
+        size = self._job.where.size
         _say(
             f"hvdext serve: {scheme}://{host}:{port}, {size} rank{'s' if size > 1 else ''} "
             f"({self._args.mode}); to drain and end: kill {os.getpid()}"

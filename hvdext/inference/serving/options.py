@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hvdext.number_of_bytes import number_of_bytes
+from hvdext.common.number_of_bytes import number_of_bytes
 
 if TYPE_CHECKING:  # `hvdext --help` needs neither
-    from hvdext.inference.serving.place import Place
+    from hvdext.common.launcher import RankInfo
     from hvdext.inference.serving.settings import Settings
 
 TOKEN = "HVDEXT_SERVE_TOKEN"
@@ -28,13 +28,13 @@ class Job:
 
     Attributes:
         args: the command's.
-        place: this rank's.
+        where: this rank's.
         settings: how the ranks serve.
         threads: of each worker.
     """
 
     args: argparse.Namespace
-    place: Place
+    where: RankInfo
     settings: Settings
     threads: int
 
@@ -122,16 +122,16 @@ def check(args: argparse.Namespace, environ: Mapping[str, str]) -> Job:
     Raises:
         ServeError: if one breaks its rule.
     """
+    from hvdext.common.launcher import rank_info
     from hvdext.inference.serving import naming
-    from hvdext.inference.serving.place import find_place
     from hvdext.inference.serving.settings import Settings
 
     try:
-        place = find_place(environ)
+        where = rank_info(environ)
         largest = args.batch_sizes[-1] if args.batch_sizes else 32
         settings = Settings(
             mode=args.mode,
-            size=place.size,
+            size=where.size,
             max_batch_size=largest if args.max_batch_size is None else args.max_batch_size,
             max_delay=args.max_delay_ms / 1000,
             batch_sizes=args.batch_sizes,
@@ -155,8 +155,8 @@ def check(args: argparse.Namespace, environ: Mapping[str, str]) -> Job:
         value = getattr(args, name)
         if not 0 < value < float("inf"):
             raise ServeError(f"--{name.replace('_', '-')} must be more than 0 seconds. Received: {value}.")
-    _check_meeting(args, place, environ)
-    return Job(args, place, settings, _threads(args, place, environ))
+    _check_meeting(args, where, environ)
+    return Job(args, where, settings, _threads(args, where, environ))
 
 
 def where_front_listens(args: argparse.Namespace) -> tuple[str, int] | None:
@@ -173,12 +173,12 @@ def where_front_listens(args: argparse.Namespace) -> tuple[str, int] | None:
     return host, int(port)
 
 
-def _check_meeting(args, place, environ):
+def _check_meeting(args, where, environ):
     address = where_front_listens(args)
     if address is None:
-        if place.size > 1 and place.board is None:
+        if where.size > 1 and where.kv_store is None:
             raise ServeError(
-                f"this launcher has no key-value server for {place.size} ranks to meet at: start them with "
+                f"this launcher has no key-value server for {where.size} ranks to meet at: start them with "
                 "horovodrun, or give --coordinator HOST:PORT, where rank 0 listens."
             )
         return
@@ -190,10 +190,10 @@ def _check_meeting(args, place, environ):
         )
 
 
-def _threads(args, place, environ):
+def _threads(args, where, environ):
     text = environ.get("HVDEXT_SERVE_THREADS")
     if args.threads is None and text is None:
-        return max(1, len(os.sched_getaffinity(0)) // place.local_size)
+        return max(1, len(os.sched_getaffinity(0)) // where.local_size)
     threads = args.threads if args.threads is not None else text
     if not str(threads).isdigit() or int(threads) < 1:
         raise ServeError(f"--threads ($HVDEXT_SERVE_THREADS) must be 1 or more. Received: {threads!r}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from hvdext.data.checks import require_choice
+from hvdext.common.checks import require_choice
 from hvdext.placement.slices.cutting import Slice, require_divides
 from hvdext.placement.slices.layer import SlicedLayer, plain_config
 from hvdext.placement.slices.operators import gather, reduce

@@ -14,8 +14,8 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from hvdext.arguments import suggests_keywords
 from hvdext.comm import Communicator
+from hvdext.common.arguments import suggests_keywords
 from hvdext.graph_names import numbered
 from hvdext.placement.grid import slices_of
 from hvdext.placement.slices.witness import note

@@ -9,8 +9,8 @@ import tensorflow as tf
 from keras.src.models.functional import Functional
 
 from hvdext import agreement
-from hvdext.arguments import suggests_keywords
 from hvdext.comm import Communicator, current
+from hvdext.common.arguments import suggests_keywords
 from hvdext.derived import settle
 from hvdext.optimizer import build
 from hvdext.placement.plain import compile_alike, findable, renewed, uncut_clone

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras.src.models.functional import Functional
 
 from hvdext import agreement
-from hvdext.arguments import suggests_keywords
+from hvdext.common.arguments import suggests_keywords
 from hvdext.derived import derive_anew
 from hvdext.placement.deferred import first_value
 from hvdext.placement.grid import Grid, slices_of

@@ -50,7 +50,7 @@ def test_what_the_arguments_mean():
     assert job.settings.batch_sizes == (1, 8, 64)
     assert job.settings.max_delay == 0.005
     assert job.settings.max_queue_bytes == 2 << 20
-    assert (job.place.rank, job.settings.size, job.threads) == (1, 2, 3)
+    assert (job.where.rank, job.settings.size, job.threads) == (1, 2, 3)
     assert check("m.keras", environ={"HVDEXT_SERVE_THREADS": "5"}).threads == 5
     other = check("m.keras", "--coordinator", "host:99", environ=TWO | {options.TOKEN: "x" * 16})
     assert options.where_front_listens(other.args) == ("host", 99)

@@ -1,11 +1,10 @@
-"""What a server is told to serve, and where its ranks stand."""
+"""What a server is told to serve."""
 
 from pathlib import Path
 
 import pytest
 
 from hvdext.inference.serving.naming import Named, in_repository, parse_model, parse_models
-from hvdext.inference.serving.place import Place, find_place
 from hvdext.inference.serving.settings import Settings
 
 
@@ -69,31 +68,6 @@ def test_a_repository(tmp_path):
     (tmp_path / "two.keras").touch()
     with pytest.raises(ValueError, match="each version once"):
         in_repository(tmp_path)
-
-
-def test_places():
-    assert find_place({}) == Place()
-    gloo = {
-        "HOROVOD_RANK": "3",
-        "HOROVOD_SIZE": "4",
-        "HOROVOD_LOCAL_RANK": "1",
-        "HOROVOD_LOCAL_SIZE": "2",
-        "HOROVOD_GLOO_RENDEZVOUS_ADDR": "10.0.0.1",
-        "HOROVOD_GLOO_RENDEZVOUS_PORT": "99",
-    }
-    assert find_place(gloo) == Place(3, 4, 1, 2, "10.0.0.1:99")
-    assert not find_place(gloo).one_host
-    mpi = {
-        "OMPI_COMM_WORLD_RANK": "1",
-        "OMPI_COMM_WORLD_SIZE": "2",
-        "OMPI_COMM_WORLD_LOCAL_RANK": "1",
-        "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
-    }
-    assert find_place(mpi) == Place(1, 2, 1, 2, None)
-    with pytest.raises(ValueError, match=r"HOROVOD_RANK must be a whole number. Received: 'x'"):
-        find_place({"HOROVOD_RANK": "x"})
-    with pytest.raises(ValueError, match="below its number of ranks"):
-        find_place({"HOROVOD_RANK": "2", "HOROVOD_SIZE": "2"})
 
 
 @pytest.mark.parametrize(

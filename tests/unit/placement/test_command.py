@@ -5,7 +5,7 @@ import pytest
 
 import hvdext as hvd
 from hvdext import cli
-from hvdext.number_of_bytes import number_of_bytes
+from hvdext.common.number_of_bytes import number_of_bytes
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -66,3 +67,43 @@ def _trainer(frame: FrameType | None) -> FrameType | None:
     while frame is not None and frame.f_code.co_name.startswith("on_"):
         frame = frame.f_back
     return frame
+
+
+class LastWords:
+    """Context in which SIGTERM first makes this process say how far it has come; once.
+
+    A launcher ends all ranks within milliseconds after the first one has failed, often before Python has
+    printed the error of that. Python lets the main thread alone handle signals: in another one, only `say`
+    speaks.
+
+    Args:
+        words: what to say.
+    """
+
+    def __init__(self, words: Callable[[], str]):
+        self._words = words
+        self._has_spoken = False
+        self._is_main = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> LastWords:
+        if self._is_main:
+            self._usual = signal.signal(signal.SIGTERM, self._handle)
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        if self._is_main and signal.getsignal(signal.SIGTERM) == self._handle:
+            self._restore()
+
+    def say(self, text: str) -> None:
+        """Writes `text` to standard error, unless this process has had its last words."""
+        if not self._has_spoken:
+            self._has_spoken = True
+            os.write(2, f"\nhvdext: {text}\n".encode())  # not print(): a signal may come in the middle of one
+
+    def _handle(self, number, frame):
+        self.say(self._words())
+        self._restore()
+        signal.raise_signal(number)
+
+    def _restore(self):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if self._usual is None else self._usual)

@@ -1,0 +1,75 @@
+"""The rules that arguments share: whole numbers, numbers, choices, "did you mean".
+
+Each `require_*` raises an error that names the argument, the rule and the value received. Whole numbers and
+numbers may be NumPy's; what comes back is Python's own, so that ranks that compare settings by how they print
+see no difference where there is none.
+"""
+
+from __future__ import annotations
+
+import difflib
+import numbers
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+
+def is_whole(value: Any, minimum: int) -> bool:
+    """True if `value` is an integer, Python's or NumPy's but no bool, of at least `minimum`."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= minimum
+
+
+def require_whole(name: str, value: Any, minimum: int) -> int:
+    """Returns `value` as Python's integer.
+
+    Raises:
+        ValueError: unless it is an integer (no bool) of at least `minimum`.
+    """
+    if not is_whole(value, minimum):
+        raise ValueError(f"`{name}` must be an integer of at least {minimum}. Received: {name}={value!r}.")
+    return int(value)
+
+
+def is_number(value: Any) -> bool:
+    """True if `value` is a real number, Python's or NumPy's but no bool."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def require_number(name: str, value: Any, holds: Callable[[float], bool], rule: str) -> float:
+    """Returns `value` as Python's number (an integer stays one).
+
+    Raises:
+        ValueError: "`name` must `rule`", unless `value` is a number (no bool) of which `holds`.
+    """
+    if not is_number(value) or not holds(float(value)):
+        raise ValueError(f"`{name}` must {rule}. Received: {name}={value!r}.")
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def require_positive(name: str, value: Any) -> float:
+    """Returns `value` as Python's number.
+
+    Raises:
+        ValueError: unless it is a number (no bool) above 0.
+    """
+    return require_number(name, value, lambda number: number > 0, "be a number above 0")
+
+
+def require_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises a `ValueError` unless `value` is one of `choices`."""
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"`{name}` must be one of {listed}. Received: {name}={value!r}.")
+
+
+def require_rank(rank: Any, size: Any) -> None:
+    """Raises a `ValueError` unless `size` ranks exist and `rank` is one of them."""
+    require_whole("size", size, 1)
+    require_whole("rank", rank, 0)
+    if rank >= size:
+        raise ValueError(f"`rank` must be below `size`. Received: rank={rank!r}, size={size!r}.")
+
+
+def did_you_mean(word: Any, known: Iterable[str]) -> str:
+    """ " Did you mean 'nearest'?" with the nearest of `known`; "" if none is near `word`."""
+    near = difflib.get_close_matches(str(word), list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
