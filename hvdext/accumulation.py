@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from hvdext.selection import path_of
+from hvdext.keras_tools.selection import path_of
 
 
 class Accumulator:

@@ -15,9 +15,9 @@ from hvdext.adasum import adasum
 from hvdext.comm import Communicator, current
 from hvdext.compression import Compression, allreduce_fp16, check_compression
 from hvdext.graph_names import cleaned
+from hvdext.keras_tools.selection import Select, check_select, described, identity_of, path_of, selected
 from hvdext.process_sets import ProcessSet
 from hvdext.reduce_op import ReduceOp
-from hvdext.selection import Select, check_select, described, identity_of, path_of, selected
 
 
 class GradientExchange:
@@ -38,7 +38,7 @@ class GradientExchange:
         gradient_predivide_factor: with Average, divide by it before the sum and by size / factor after.
         groups: a number of buckets, or lists of variables that travel together; None: by bytes.
         process_set: the ranks to combine over; None: all.
-        select: which variables are exchanged; see `hvdext.selection`.
+        select: which variables are exchanged; see `hvdext.keras_tools.selection`.
         scale_local_gradients: divide the gradients that stay local by the number of ranks, so that
             their updates keep pace with averaged ones.
         device_dense: TensorFlow device for the exchange of dense gradients; "": where they are.

@@ -14,7 +14,8 @@ import numpy as np
 
 from hvdext.common.arguments import suggests_keywords
 from hvdext.compression import Compression
-from hvdext.optimizer import DistributedOptimizer, build
+from hvdext.keras_tools.optimizers import build
+from hvdext.optimizer import DistributedOptimizer
 
 
 @suggests_keywords

@@ -25,13 +25,14 @@ from hvdext.accumulation import Accumulator
 from hvdext.common.arguments import suggests_keywords
 from hvdext.compression import Compression
 from hvdext.exchange import GradientExchange, is_overwritten, map_gradient
+from hvdext.keras_tools.optimizers import build, configuration, innermost, loss_scale
+from hvdext.keras_tools.selection import Select, described, path_of
+from hvdext.keras_tools.xla import refuse_xla
 from hvdext.ledger import Ledger
 from hvdext.placement.slices import updates  # noqa: F401 (before Keras' `apply` is hooked here: it is inside)
 from hvdext.process_sets import ProcessSet
 from hvdext.reduce_op import ReduceOp
-from hvdext.selection import Select, described, path_of
 from hvdext.uneven import RollCall, empty_gradients, kinds_of
-from hvdext.xla import refuse_xla
 
 _HOOK = "_hvdext_hook"
 
@@ -154,13 +155,6 @@ def hook_of(optimizer) -> ApplyHook | None:
     return getattr(innermost(optimizer), _HOOK, None)
 
 
-def build(optimizer: keras.optimizers.Optimizer, variables: Sequence) -> None:
-    """Gives `optimizer` its variables, named as Keras names them, unless it has them."""
-    if not optimizer.built:
-        with keras.name_scope(optimizer.name, caller=optimizer):
-            optimizer.build(list(variables))
-
-
 def exchanges(optimizer) -> bool:
     """True if `optimizer`, or each member of a `MultiOptimizer`, combines its gradients over the ranks."""
     members = getattr(innermost(optimizer), "optimizers", [])
@@ -228,7 +222,7 @@ class ApplyHook:
         if self.has_keras_accumulation:
             self._accumulate_in_keras(gradients, variables)
             return
-        scale = _loss_scale(outer)
+        scale = loss_scale(outer)
         gradients = _times(gradients, 1 / scale)
         if self._accumulator is None:
             self._update(outer, gradients, variables, scale)
@@ -328,7 +322,7 @@ class ApplyHook:
 
         def update():
             gradients = empty_gradients(kinds, variables)
-            scale = _loss_scale(outer)
+            scale = loss_scale(outer)
             combined = self._combined(outer, gradients, variables, contributors)
             shared = self._exchange.is_shared(variables)  # what is local waits for this rank's next batch
             pairs = [
@@ -432,13 +426,6 @@ def _loss_scale_apply(self, grads, trainable_variables=None):
 LossScaleOptimizer.apply = _loss_scale_apply
 
 
-def _loss_scale(outer):
-    """What the loss was multiplied by: a float32 scalar tensor or a number."""
-    if isinstance(outer, LossScaleOptimizer):
-        return tf.convert_to_tensor(outer.dynamic_scale)
-    return outer.loss_scale_factor or 1
-
-
 def _times(gradients, factor):
     if isinstance(factor, (int, float)) and factor == 1:
         return gradients
@@ -457,11 +444,6 @@ def _values(gradient):
 
 
 # -- helpers ------------------------------------------------------------------------------------------
-
-
-def innermost(optimizer):
-    """The optimizer inside a `LossScaleOptimizer`, or `optimizer` itself."""
-    return optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
 
 
 def _built_variables(outer, gradients, trainable_variables):
@@ -490,30 +472,6 @@ def _common_kinds(comm, subject, kinds, variables):
     if any(theirs != mine for _, theirs in everyone):
         raise ValueError(agreement.disagreement(subject, [facts for _, facts in everyone], comm.ranks))
     return next((kinds for kinds, _ in everyone if kinds is not None), None)
-
-
-def configuration(optimizer):
-    """The settings of `optimizer` that must agree among ranks, to compare by their `repr`."""
-    try:
-        return _plain_settings(optimizer.get_config())
-    except NotImplementedError:  # a schedule of the user's own that cannot be saved; it can train
-        return "unknown"
-
-
-def _plain_settings(config):
-    """The part of a Keras configuration that must agree and can be compared.
-
-    Names count up per process, a learning rate may come from a checkpoint that only the root has read
-    (it is a variable, and broadcast), and functions print their address.
-    """
-    if isinstance(config, dict):
-        skipped = ("name", "learning_rate")
-        return {
-            key: _plain_settings(value)
-            for key, value in config.items()
-            if key not in skipped or isinstance(value, dict)
-        }
-    return config if isinstance(config, (str, int, float, bool, type(None))) else type(config)
 
 
 def _check_optimizer(optimizer):

@@ -9,10 +9,10 @@ import tensorflow as tf
 
 from hvdext.common.arguments import suggests_keywords
 from hvdext.compression import Compression
+from hvdext.keras_tools.selection import identity_of
 from hvdext.optimizer import DistributedOptimizer
 from hvdext.process_sets import ProcessSet
 from hvdext.reduce_op import ReduceOp
-from hvdext.selection import identity_of
 from hvdext.tape import DistributedGradientTape
 
 

@@ -11,8 +11,8 @@ from hvdext import agreement
 from hvdext.collective_arguments import place_of_root
 from hvdext.comm import current
 from hvdext.common.arguments import suggests_keywords
+from hvdext.keras_tools.selection import content_of
 from hvdext.process_sets import ProcessSet
-from hvdext.selection import content_of, path_of
 
 
 @suggests_keywords
@@ -71,22 +71,6 @@ def broadcast_global_variables(root_rank: int) -> None:
         f"`hvd.broadcast_variables(model.variables, root_rank={root_rank!r})`, or pass "
         f"`hvd.callbacks.BroadcastGlobalVariablesCallback({root_rank!r})` to `model.fit`."
     )
-
-
-def model_variables(model) -> list:
-    """What must be alike on all ranks before training: weights, statistics and optimizer state.
-
-    The states of random generators stay out: ranks must draw different dropout masks.
-    """
-    optimizer = getattr(model, "optimizer", None)
-    variables = [*model.variables, *(optimizer.variables if optimizer is not None else [])]
-    unique = {id(variable): variable for variable in variables}
-    return [v for v in unique.values() if not path_of(v).endswith("seed_generator_state")]
-
-
-def is_built(model) -> bool:
-    """True if `model` and all its layers have their variables."""
-    return model.built and all(layer.built for layer in model._flatten_layers())
 
 
 @suggests_keywords

@@ -12,11 +12,13 @@ from hvdext import agreement
 from hvdext.callbacks.once import Once
 from hvdext.comm import current
 from hvdext.common.arguments import suggests_keywords
-from hvdext.derived import derive_anew, settle
-from hvdext.optimizer import build, exchanges, hook_of
-from hvdext.selection import identity_of
+from hvdext.keras_tools.derived import derive_anew, settle
+from hvdext.keras_tools.models import is_built, model_variables
+from hvdext.keras_tools.optimizers import build
+from hvdext.keras_tools.selection import identity_of
+from hvdext.optimizer import exchanges, hook_of
 from hvdext.sync.attachment import attached
-from hvdext.variables import broadcast_variables, is_built, model_variables
+from hvdext.variables import broadcast_variables
 
 
 class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):

@@ -15,10 +15,10 @@ from hvdext import agreement
 from hvdext.comm import current
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.signals import Interrupts
+from hvdext.keras_tools.sample_counter import SampleCounter
 from hvdext.optimizer import hook_of
 from hvdext.sync import scoring
 from hvdext.sync.attachment import attached
-from hvdext.sync.samples import SampleCounter
 from hvdext.sync.unify import ConsensusReport, Plan, floats, unify
 
 _NAME = "hvd.callbacks.ConsensusAveraging"

@@ -12,7 +12,8 @@ import tensorflow as tf
 from hvdext import agreement
 from hvdext.comm import current
 from hvdext.common.arguments import suggests_keywords
-from hvdext.optimizer import hook_of, innermost
+from hvdext.keras_tools.optimizers import innermost
+from hvdext.optimizer import hook_of
 
 
 class LearningRateScheduleCallback(keras.callbacks.Callback):

@@ -15,13 +15,13 @@ import tensorflow as tf
 
 from hvdext.comm import current
 from hvdext.common.arguments import suggests_keywords
+from hvdext.keras_tools.sample_counter import SampleCounter
 from hvdext.sync.attachment import attached
 from hvdext.sync.engine import Exchanged, Totals
 from hvdext.sync.noise_scale import Rounds, is_defined
 from hvdext.sync.parameter_sync import ParameterSync
 from hvdext.sync.plotting import plot
 from hvdext.sync.records import Records, layer_of
-from hvdext.sync.samples import SampleCounter
 
 _OF_EPOCHS = ("share_waiting", "share_overlapped")  # what TensorBoard gets per epoch, not per exchange
 

@@ -15,9 +15,10 @@ from hvdext.callbacks.meeting import meet
 from hvdext.callbacks.metrics import MetricAverageCallback
 from hvdext.comm import SoloComm, current, use
 from hvdext.common.arguments import suggests_keywords
-from hvdext.derived import settle
-from hvdext.optimizer import build, innermost
-from hvdext.variables import broadcast_variables, model_variables
+from hvdext.keras_tools.derived import settle
+from hvdext.keras_tools.models import model_variables
+from hvdext.keras_tools.optimizers import build, innermost
+from hvdext.variables import broadcast_variables
 
 _TEST_HOOKS = ("on_test_begin", "on_test_end", "on_test_batch_begin", "on_test_batch_end")
 # Keras' own batch hooks call the older names.

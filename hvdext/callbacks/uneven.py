@@ -6,8 +6,9 @@ import keras
 
 from hvdext import agreement
 from hvdext.comm import current
-from hvdext.optimizer import ApplyHook, build, hook_of
-from hvdext.variables import is_built
+from hvdext.keras_tools.models import is_built
+from hvdext.keras_tools.optimizers import build
+from hvdext.optimizer import ApplyHook, hook_of
 
 
 class UnevenBatches(keras.callbacks.Callback):

@@ -13,12 +13,13 @@ from hvdext import agreement
 from hvdext.callbacks.once import Once
 from hvdext.comm import Communicator, current
 from hvdext.common.arguments import suggests_keywords
-from hvdext.derived import settle
-from hvdext.optimizer import build, innermost
-from hvdext.selection import Select, check_select, path_of, selected
+from hvdext.keras_tools.derived import settle
+from hvdext.keras_tools.models import is_built, model_variables
+from hvdext.keras_tools.optimizers import build, innermost
+from hvdext.keras_tools.selection import Select, check_select, path_of, selected
 from hvdext.sync import perturbation, scoring
 from hvdext.sync.digest import check_equal
-from hvdext.variables import broadcast_variables, is_built, model_variables
+from hvdext.variables import broadcast_variables
 
 _NAME = "hvd.callbacks.WarmupPerturbation"
 _SKIPS = "whether to do nothing (the optimizer has made updates, or the callback has run for the model)"

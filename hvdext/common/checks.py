@@ -70,6 +70,6 @@ def require_rank(rank: Any, size: Any) -> None:
 
 
 def did_you_mean(word: Any, known: Iterable[str]) -> str:
-    """ " Did you mean 'nearest'?" with the nearest of `known`; "" if none is near `word`."""
+    """The hint ending an error: " Did you mean (the nearest of `known`)?"; empty if none is near `word`."""
     near = difflib.get_close_matches(str(word), list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""

@@ -11,11 +11,13 @@ import keras
 import tensorflow as tf
 
 from hvdext.comm import current
-from hvdext.derived import settle
 from hvdext.elastic.failure import recoverable
-from hvdext.optimizer import build, hooks_of
-from hvdext.selection import path_of
-from hvdext.variables import broadcast_variables, is_built
+from hvdext.keras_tools.derived import settle
+from hvdext.keras_tools.models import is_built
+from hvdext.keras_tools.optimizers import build
+from hvdext.keras_tools.selection import path_of
+from hvdext.optimizer import hooks_of
+from hvdext.variables import broadcast_variables
 
 _REMOVED = 1  # what the launcher announces: a sum of 1 (hosts removed) and 2 (hosts added)
 

@@ -10,8 +10,8 @@ from typing import Any
 import keras
 
 from hvdext.inference.saved_model import SavedModel
+from hvdext.keras_tools.models import is_built, model_variables
 from hvdext.sync.digest import digest
-from hvdext.variables import is_built, model_variables
 
 _WITHOUT_EFFECT = re.compile(  # on predictions
     r"build_config|compile_config|name|seed|trainable|\w+_(constraint|initializer|regularizer)"

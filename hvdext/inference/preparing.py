@@ -12,7 +12,7 @@ from hvdext import agreement
 from hvdext.comm import Communicator
 from hvdext.inference.identity import architecture_digest, weights_digest
 from hvdext.inference.source import Source
-from hvdext.variables import is_built
+from hvdext.keras_tools.models import is_built
 
 
 def prepare(

@@ -21,10 +21,8 @@ import tensorflow as tf
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 from hvdext.common.arguments import suggests_keywords
-from hvdext.derived import derive_anew
-from hvdext.optimizer import build, innermost
-from hvdext.placement.plan import Plan
-from hvdext.placement.reading import (
+from hvdext.keras_tools.derived import derive_anew
+from hvdext.keras_tools.functional import (
     calls_of,
     function_of,
     inputs_like,
@@ -32,6 +30,8 @@ from hvdext.placement.reading import (
     is_kerass_own,
     unallocated,
 )
+from hvdext.keras_tools.optimizers import build, innermost
+from hvdext.placement.plan import Plan
 
 # What no device scope moves: strings stay on the host, handles with what they stand for.
 _BOUND = (tf.string, tf.resource, tf.variant)

@@ -13,8 +13,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from hvdext.keras_tools.functional import Call, calls_of, is_builder
 from hvdext.placement.graph import Graph
-from hvdext.placement.reading import Call, calls_of, is_builder
 
 _REPEATS = 7
 

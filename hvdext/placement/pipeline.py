@@ -11,14 +11,14 @@ import numpy as np
 from hvdext import agreement
 from hvdext.comm import Communicator, current
 from hvdext.common.arguments import suggests_keywords
-from hvdext.derived import derive_anew
 from hvdext.graph_names import cleaned
+from hvdext.keras_tools.derived import derive_anew
+from hvdext.keras_tools.functional import Calls, calls_of, inputs_like, unallocated
 from hvdext.placement.grid import Grid, neighbours
 from hvdext.placement.messages import Channel
 from hvdext.placement.pipeline_model import PipelineModel, Settings
 from hvdext.placement.plain import cloned
 from hvdext.placement.plan import Plan
-from hvdext.placement.reading import Calls, calls_of, inputs_like, unallocated
 from hvdext.placement.running import Runner
 from hvdext.placement.schedule import problem_of, programs
 from hvdext.placement.slices.layer import SlicedLayer

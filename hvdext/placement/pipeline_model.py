@@ -16,7 +16,9 @@ from keras.src import backend
 
 from hvdext import agreement
 from hvdext.exchange import map_gradient, squared_norm
-from hvdext.optimizer import build, hook_of, innermost
+from hvdext.keras_tools.functional import function_of
+from hvdext.keras_tools.optimizers import build, innermost
+from hvdext.optimizer import hook_of
 from hvdext.placement.batch_marks import COUNT, checks_of, marks_of, with_rows_of
 from hvdext.placement.led import led
 from hvdext.placement.messages import Spec, pack, unpack
@@ -40,7 +42,6 @@ from hvdext.placement.pipeline_start import (
     shuffled_alike,
     shuffled_by_keras,
 )
-from hvdext.placement.reading import function_of
 from hvdext.placement.running import Runner
 from hvdext.placement.schedule import Action
 from hvdext.placement.update_order import update_in_turn

@@ -15,7 +15,7 @@ from hvdext import agreement
 from hvdext.callbacks.best_model import BestModelCheckpoint
 from hvdext.callbacks.one_process import AsOneProcess
 from hvdext.comm import Communicator, SoloComm, current
-from hvdext.optimizer import configuration, innermost
+from hvdext.keras_tools.optimizers import configuration, innermost
 from hvdext.placement.pipeline_data import is_arrays
 
 _ON_RANK_0 = (AsOneProcess, BestModelCheckpoint)

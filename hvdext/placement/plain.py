@@ -10,7 +10,6 @@ from typing import Any
 
 import keras
 
-from hvdext.optimizer import innermost
 from hvdext.placement.slices.layer import SlicedLayer
 
 
@@ -55,37 +54,13 @@ def compile_alike(
     Args:
         model: gets `source`'s very losses and metrics; where those are of cut logits, Keras' own.
         source: compiled.
-        optimizer: of `model`, whose state is saved: `renewed` that of `source`, or None for no state.
+        optimizer: of `model`, whose state is saved: `fresh_copy` that of `source`, or None for no state.
         **changed: arguments of `compile` that are to differ.
     """
     given = source._compile_config.config | changed
     uncut = {key: _uncut(value) for key, value in given.items() if key != "optimizer"}
     model.compile(optimizer, auto_scale_loss=False, **uncut)
     model._compile_config.config["optimizer"] = given["optimizer"]
-
-
-def renewed(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """An optimizer with the settings of `optimizer`, not built."""
-    with keras.saving.custom_object_scope(_own_classes([optimizer])):
-        return type(optimizer).from_config(optimizer.get_config())
-
-
-def findable(model: keras.Model) -> Any:
-    """A context in which Keras finds by name what `model` is compiled with."""
-    given = model._compile_config.config if model.compiled else {}
-    parts = [part for part in keras.tree.flatten(given) if not isinstance(part, (str, int, float))]
-    functions = {part.__name__: part for part in parts if hasattr(part, "__name__")}
-    return keras.saving.custom_object_scope(_own_classes(parts) | functions)
-
-
-def _own_classes(parts):
-    """The classes of objects, and of what optimizers among them are made of, by the names in files."""
-    optimizers = [part for part in parts if isinstance(part, keras.optimizers.Optimizer)]
-    targets = [innermost(optimizer) for optimizer in optimizers]
-    members = [member for target in targets for member in [target, *getattr(target, "optimizers", [])]]
-    rates = [getattr(member, "_learning_rate", None) for member in members]
-    kinds = [type(part) for part in [*parts, *members, *rates]]
-    return {kind.__name__: kind for kind in kinds if not kind.__module__.startswith(("keras.", "builtins"))}
 
 
 def _uncut(structure):

@@ -9,9 +9,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from hvdext.keras_tools.functional import Call, Calls, function_of
 from hvdext.placement.messages import Spec
 from hvdext.placement.plan import Plan
-from hvdext.placement.reading import Call, Calls, function_of
 
 
 @dataclass(frozen=True)

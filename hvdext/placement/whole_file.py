@@ -13,12 +13,12 @@ import keras
 from keras.src.saving import saving_lib
 from keras.src.utils import file_utils
 
-from hvdext.derived import derive_anew
-from hvdext.placement.deferred import without_values
+from hvdext.keras_tools.deferred import without_values
+from hvdext.keras_tools.derived import derive_anew
+from hvdext.keras_tools.functional import calls_of
+from hvdext.keras_tools.slice_marks import mark_of
+from hvdext.keras_tools.slots import is_composed, numbers_in_file, positions_of
 from hvdext.placement.plain import is_cut, uncut_clone
-from hvdext.placement.reading import calls_of
-from hvdext.placement.slices.cutting import mark_of
-from hvdext.placement.slots import is_composed, numbers_in_file, positions_of
 
 _ARCHIVE_WEIGHTS = "model.weights.h5"
 _RULE = "`filepath` must be a file whose model was saved with the state of an optimizer of this kind."

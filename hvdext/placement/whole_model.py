@@ -14,13 +14,14 @@ import numpy as np
 import tensorflow as tf
 
 from hvdext.comm import Communicator
-from hvdext.optimizer import build
-from hvdext.placement.plain import compile_alike, is_cut, renewed, uncut_clone
+from hvdext.keras_tools.custom_objects import fresh_copy
+from hvdext.keras_tools.functional import Calls, unallocated
+from hvdext.keras_tools.optimizers import build
+from hvdext.keras_tools.slice_marks import mark_of
+from hvdext.keras_tools.slots import common_variables, is_composed, positions_of, slots_of
+from hvdext.placement.plain import compile_alike, is_cut, uncut_clone
 from hvdext.placement.plan import Plan
-from hvdext.placement.reading import Calls, unallocated
-from hvdext.placement.slices.cutting import mark_of
 from hvdext.placement.slices.operators import joined
-from hvdext.placement.slots import common_variables, is_composed, positions_of, slots_of
 from hvdext.placement.together import raise_together
 from hvdext.placement.whole_file import read_optimizer, read_weights
 
@@ -250,7 +251,7 @@ class WholeModel:
         if not source.compiled:
             return
         given = source.optimizer
-        optimizer = None if given is None or is_composed(given) else renewed(given)
+        optimizer = None if given is None or is_composed(given) else fresh_copy(given)
         compile_alike(model, source, optimizer, jit_compile="auto")
         if optimizer is None:
             return

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from hvdext.comm import Communicator
-from hvdext.optimizer import innermost
+from hvdext.keras_tools.optimizers import innermost
 from hvdext.sync.cure import Cure
 from hvdext.sync.fragment import Fragment
 from hvdext.sync.settings import Settings

@@ -12,7 +12,10 @@ import tensorflow as tf
 from hvdext import agreement
 from hvdext.comm import current
 from hvdext.common.arguments import suggests_keywords
-from hvdext.optimizer import build, hook_of, innermost
+from hvdext.keras_tools.models import is_built
+from hvdext.keras_tools.optimizers import build, innermost
+from hvdext.keras_tools.sample_counter import SampleCounter
+from hvdext.optimizer import hook_of
 from hvdext.sync import names
 from hvdext.sync.asynchronous import AsynchronousEngine
 from hvdext.sync.attachment import attach, attached, detach
@@ -20,7 +23,6 @@ from hvdext.sync.digest import digest
 from hvdext.sync.engine import Engine, Exchanged, Totals
 from hvdext.sync.members import members
 from hvdext.sync.rule import Mean, Outer, Pull
-from hvdext.sync.samples import SampleCounter
 from hvdext.sync.saved_state import SavedState, hang, take_down
 from hvdext.sync.settings import Settings
 from hvdext.sync.stepwise import StepwiseEngine
@@ -28,7 +30,6 @@ from hvdext.sync.what import All, Piece, What
 from hvdext.sync.when import When
 from hvdext.sync.whom import Everyone, Whom
 from hvdext.sync.wire import Wire
-from hvdext.variables import is_built
 
 
 class ParameterSync(keras.callbacks.Callback):

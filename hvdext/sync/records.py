@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hvdext.selection import path_of
+from hvdext.keras_tools.selection import path_of
 from hvdext.sync.engine import Exchanged
 from hvdext.sync.noise_scale import NoiseScale, Rounds
 from hvdext.sync.transfer import FINITE, STEP

@@ -24,9 +24,9 @@ import tensorflow as tf
 
 from hvdext import agreement
 from hvdext.comm import Communicator
-from hvdext.derived import settle
-from hvdext.optimizer import build
-from hvdext.selection import path_of
+from hvdext.keras_tools.derived import settle
+from hvdext.keras_tools.optimizers import build
+from hvdext.keras_tools.selection import path_of
 from hvdext.sync import batch_statistics, perturbation, scoring
 from hvdext.sync.digest import check_equal, digest
 from hvdext.sync.everywhere import everywhere

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.checks import require_whole
-from hvdext.selection import check_select, path_of
+from hvdext.keras_tools.selection import check_select, path_of
 
 _BY = ("layers", "bytes")
 _ORDER = ("strided", "sequential")

@@ -233,7 +233,7 @@ def _multi():
     return optimizers.MultiOptimizer(choice)
 
 
-def _loss_scale(**arguments):
+def loss_scale(**arguments):
     return optimizers.LossScaleOptimizer(optimizers.Adam(0.02, **arguments), dynamic_growth_steps=4)
 
 
@@ -248,7 +248,7 @@ OPTIMIZERS = {
     "Ftrl": _plain("Ftrl", learning_rate=0.1),
     "Lamb": _plain("Lamb", learning_rate=0.02),
     "Lion": _plain("Lion", learning_rate=0.02),
-    "LossScaleOptimizer": _loss_scale,
+    "LossScaleOptimizer": loss_scale,
     "MultiOptimizer": _multi,
     "Muon": _plain("Muon", learning_rate=0.02),
     "Nadam": _plain("Nadam", learning_rate=0.02),
@@ -314,7 +314,7 @@ OPTIONS = {
     "accumulation, clipped": _accumulating(
         _plain("SGD", learning_rate=0.1, global_clipnorm=0.5), average=False
     ),
-    "accumulation, loss scale": _accumulating(_loss_scale, average=True),
+    "accumulation, loss scale": _accumulating(loss_scale, average=True),
     "accumulation, sparse as dense": Case(
         optimizer=_plain("SGD", learning_rate=0.1),
         options=lambda hvd: {

@@ -228,7 +228,7 @@ def whole_slots(variables, slots, whole):
 
 def whole_over(comm):
     """Puts slices together by what their variables say, without hvdext's own exchange of them."""
-    from hvdext.placement.slices.cutting import mark_of
+    from hvdext.keras_tools.slice_marks import mark_of
 
     def whole(variables, values):
         found = []

@@ -14,10 +14,10 @@ import hvdext as hvd
 from hvdext.callbacks import ConsensusAveraging
 from hvdext.comm import SoloComm, use
 from hvdext.common.signals import Interrupts
+from hvdext.keras_tools.sample_counter import SampleCounter
 from hvdext.sync import batch_statistics
 from hvdext.sync.attachment import attach, attached, detach
 from hvdext.sync.digest import check_equal, digest
-from hvdext.sync.samples import SampleCounter
 from hvdext.testing import run_ranks
 
 

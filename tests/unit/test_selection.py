@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from hvdext.selection import check_select, path_of, selected
+from hvdext.keras_tools.selection import check_select, path_of, selected
 
 VARIABLES = [SimpleNamespace(path=p) for p in ("a/kernel", "a/bias", "b/kernel")]
 

@@ -21,7 +21,7 @@ from hvdext.inference.serving.signatures import (
     to_tensor,
 )
 from hvdext.inference.serving.stage import load_stage
-from hvdext.placement.reading import function_of
+from hvdext.keras_tools.functional import function_of
 
 Function = Callable[[Sequence[tf.Tensor]], Sequence[tf.Tensor]]
 

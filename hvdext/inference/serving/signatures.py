@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from hvdext.inference.serving.service import Signature, TensorSpec
-from hvdext.placement.reading import function_of
+from hvdext.keras_tools.functional import function_of
 
 DATATYPES = {
     tf.bool: "BOOL",

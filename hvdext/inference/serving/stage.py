@@ -20,8 +20,8 @@ import tensorflow as tf
 from keras.src.saving import saving_lib
 
 from hvdext.inference.serving.signatures import Port, keras_ports, port
+from hvdext.keras_tools.functional import Calls, calls_of, unallocated
 from hvdext.placement.plan import plan
-from hvdext.placement.reading import Calls, calls_of, unallocated
 from hvdext.placement.stages import Chunk, Stage, cut
 
 _CONFIG = "config.json"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from hvdext.placement.slices.cutting import Slice, require_divides
+from hvdext.keras_tools.slice_marks import Slice, require_divides
 from hvdext.placement.slices.dropout import SlicedDropout
 from hvdext.placement.slices.layer import SlicedLayer
 from hvdext.placement.slices.operators import copy, gather, reduce

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import keras
 
-from hvdext.placement.slices.cutting import require_divides
+from hvdext.keras_tools.slice_marks import require_divides
 from hvdext.placement.slices.layer import SlicedLayer, plain_config
 from hvdext.placement.slices.operators import copy, gather, reduce, split
 

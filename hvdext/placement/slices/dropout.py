@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from hvdext.placement.slices.cutting import Slice
+from hvdext.keras_tools.slice_marks import Slice
 from hvdext.placement.slices.layer import SlicedLayer, plain_config
 
 

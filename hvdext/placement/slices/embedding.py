@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from hvdext.common.checks import require_choice
-from hvdext.placement.slices.cutting import Slice, require_divides
+from hvdext.keras_tools.slice_marks import Slice, require_divides
 from hvdext.placement.slices.layer import SlicedLayer, plain_config
 from hvdext.placement.slices.operators import gather, reduce
 from hvdext.placement.slices.witness import note

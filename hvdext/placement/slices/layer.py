@@ -11,9 +11,9 @@ import keras
 import tensorflow as tf
 
 from hvdext.comm import Communicator
+from hvdext.keras_tools.slice_marks import Slice, mark, require_divides
 from hvdext.placement.grid import Grid, slices_of
 from hvdext.placement.slices import updates  # noqa: F401 (optimizers must know of cut variables)
-from hvdext.placement.slices.cutting import Slice, mark, require_divides
 from hvdext.placement.slices.operators import named, reduce
 
 _thread = threading.local()

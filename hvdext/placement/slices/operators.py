@@ -24,7 +24,7 @@ import tensorflow as tf
 from hvdext.comm import Communicator
 from hvdext.differentiable import with_gradient
 from hvdext.graph_names import cleaned, numbered
-from hvdext.placement.slices.cutting import Slice
+from hvdext.keras_tools.slice_marks import Slice
 from hvdext.placement.slices.witness import note
 
 

@@ -11,10 +11,11 @@ from keras.src.models.functional import Functional
 from hvdext import agreement
 from hvdext.comm import Communicator, current
 from hvdext.common.arguments import suggests_keywords
-from hvdext.derived import settle
-from hvdext.optimizer import build
-from hvdext.placement.plain import compile_alike, findable, renewed, uncut_clone
-from hvdext.placement.slices.cutting import Slice, cut_axis
+from hvdext.keras_tools.custom_objects import custom_objects_of, fresh_copy
+from hvdext.keras_tools.derived import settle
+from hvdext.keras_tools.optimizers import build
+from hvdext.keras_tools.slice_marks import Slice, cut_axis
+from hvdext.placement.plain import compile_alike, uncut_clone
 from hvdext.placement.slices.layer import SlicedLayer
 from hvdext.placement.slices.operators import joined
 
@@ -93,7 +94,7 @@ def load_uncut(model: keras.Model, filepath: str | os.PathLike) -> None:
 
 def _read(model, path):
     if not path.endswith(_WEIGHTS):
-        with findable(model):
+        with custom_objects_of(model):
             return keras.saving.load_model(path, compile=model.compiled)
     twin = _twin(model, compiled=False)
     twin.load_weights(path)
@@ -127,7 +128,7 @@ def _twin(model, compiled):
     """The model of plain Keras that `model` is a cut of, with weights of its own."""
     twin = uncut_clone(model)
     if compiled and model.compiled:
-        optimizer = None if model.optimizer is None else renewed(model.optimizer)
+        optimizer = None if model.optimizer is None else fresh_copy(model.optimizer)
         compile_alike(twin, model, optimizer)
         if optimizer is not None and model.optimizer.built:
             build(twin.optimizer, twin.trainable_variables)

@@ -10,13 +10,13 @@ from keras.src.models.functional import Functional
 
 from hvdext import agreement
 from hvdext.common.arguments import suggests_keywords
-from hvdext.derived import derive_anew
-from hvdext.placement.deferred import first_value
+from hvdext.keras_tools.deferred import first_value
+from hvdext.keras_tools.derived import derive_anew
+from hvdext.keras_tools.functional import inputs_like, is_builder, unallocated
+from hvdext.keras_tools.slice_marks import mark_of
 from hvdext.placement.grid import Grid, slices_of
-from hvdext.placement.reading import inputs_like, is_builder, unallocated
 from hvdext.placement.slices.attention import SlicedGroupQueryAttention, SlicedMultiHeadAttention
 from hvdext.placement.slices.convolution import SlicedConv2D
-from hvdext.placement.slices.cutting import mark_of
 from hvdext.placement.slices.dense import ColumnDense, RowDense
 from hvdext.placement.slices.dropout import SlicedDropout
 from hvdext.placement.slices.embedding import SlicedEmbedding

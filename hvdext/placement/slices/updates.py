@@ -24,9 +24,9 @@ from keras.optimizers import LossScaleOptimizer
 
 from hvdext.comm import Communicator
 from hvdext.exchange import squared_norm
-from hvdext.placement.slices.cutting import mark_of
+from hvdext.keras_tools.slice_marks import mark_of
+from hvdext.keras_tools.xla import refuse_xla
 from hvdext.placement.slices.witness import fingerprints
-from hvdext.xla import refuse_xla
 
 CHECK_EVERY = 100  # updates between two comparisons
 TOLERANCE = 1e-3  # equal samples give equal bits on machines that are alike, others differ by about 1

@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 
 import hvdext as hvd
+from hvdext.keras_tools.functional import calls_of, skeleton
 from hvdext.placement.pipeline_data import complete, microbatch_problem
-from hvdext.placement.reading import calls_of, skeleton
 from hvdext.placement.stages import cut
 from hvdext.testing import run_ranks
 

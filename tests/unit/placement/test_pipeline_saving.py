@@ -11,7 +11,8 @@ import pipeline_cases as cases
 import pytest
 
 import hvdext as hvd
-from hvdext.placement.plain import compile_alike, renewed
+from hvdext.keras_tools.custom_objects import fresh_copy
+from hvdext.placement.plain import compile_alike
 from hvdext.placement.together import raise_together
 from hvdext.testing import run_ranks
 
@@ -99,10 +100,10 @@ def test_what_keras_cannot_find_by_name_is_saved_as_keras_saves_it(tmp_path):
 def test_compiled_alike_keeps_what_the_user_gave():
     source, twin = cases.plain(), cases.plain()
     source.compile("adam", my_loss, metrics=["mae"], loss_weights=[2.0])
-    compile_alike(twin, source, renewed(source.optimizer))
+    compile_alike(twin, source, fresh_copy(source.optimizer))
     assert twin.get_compile_config() == source.get_compile_config()
     assert twin.optimizer is not source.optimizer
-    scaled = renewed(keras.optimizers.LossScaleOptimizer(mine()))
+    scaled = fresh_copy(keras.optimizers.LossScaleOptimizer(mine()))
     assert type(scaled.inner_optimizer) is MyOptimizer
 
 

@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 
 import hvdext as hvd
-from hvdext.placement.reading import calls_of, read, skeleton
+from hvdext.keras_tools.functional import calls_of, skeleton
+from hvdext.placement.reading import read
 
 layers = keras.layers
 

@@ -6,7 +6,7 @@ import pytest
 
 import hvdext as hvd
 from hvdext.comm import SoloComm, use
-from hvdext.placement.slices.cutting import Slice, cut_axis
+from hvdext.keras_tools.slice_marks import Slice, cut_axis
 from hvdext.testing import run_ranks
 
 L = keras.layers

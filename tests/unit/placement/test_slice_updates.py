@@ -7,8 +7,8 @@ import tensorflow as tf
 from slice_programs import whole_over
 
 import hvdext as hvd
+from hvdext.keras_tools.slice_marks import Slice, mark
 from hvdext.placement.slices import updates
-from hvdext.placement.slices.cutting import Slice, mark
 from hvdext.testing import run_ranks
 
 GRADIENT = np.array([3.0, 4.0, 12.0, 84.0], "float32")  # norm 85

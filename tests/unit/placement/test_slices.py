@@ -9,8 +9,8 @@ import tensorflow as tf
 from slice_programs import CASES, assert_equal, built, evaluated, floatx, whole_over
 
 import hvdext as hvd
+from hvdext.keras_tools.slice_marks import mark_of
 from hvdext.placement.slices import operators
-from hvdext.placement.slices.cutting import mark_of
 from hvdext.testing import run_ranks
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from hvdext.optimizer import innermost
-from hvdext.placement.plain import renewed
+from hvdext.keras_tools.custom_objects import fresh_copy
+from hvdext.keras_tools.optimizers import innermost
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def numbers_in_file(
         How many variables the whole optimizer has, and for each of this one's: the number of its counterpart,
         itself, and the trained variable that it belongs to, None for those that all stages have alike.
     """
-    other = renewed(optimizer)
+    other = fresh_copy(optimizer)
     other.build([_tiny(variable) for variable in whole])
     numbers = {id(variable): i for i, variable in enumerate(other.variables)}
     theirs = {(slot.kind, slot.index): numbers[id(slot.variable)] for slot in slots_of(other)}

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 import tensorflow as tf
 
-from hvdext.placement.slices.cutting import mark_of
+from hvdext.keras_tools.slice_marks import mark_of
 
 Select = str | Sequence[str] | Callable[[object], bool] | None
 

@@ -1,0 +1,33 @@
+"""Optimizers and losses of the user's own made again, under the names that files give them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from hvdext.keras_tools.optimizers import innermost
+
+
+def fresh_copy(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """An optimizer with the settings of `optimizer`, not built."""
+    with keras.saving.custom_object_scope(_own_classes([optimizer])):
+        return type(optimizer).from_config(optimizer.get_config())
+
+
+def custom_objects_of(model: keras.Model) -> Any:
+    """A context in which Keras finds by name what `model` is compiled with."""
+    given = model._compile_config.config if model.compiled else {}
+    parts = [part for part in keras.tree.flatten(given) if not isinstance(part, (str, int, float))]
+    functions = {part.__name__: part for part in parts if hasattr(part, "__name__")}
+    return keras.saving.custom_object_scope(_own_classes(parts) | functions)
+
+
+def _own_classes(parts):
+    """The classes of objects, and of what optimizers among them are made of, by the names in files."""
+    optimizers = [part for part in parts if isinstance(part, keras.optimizers.Optimizer)]
+    targets = [innermost(optimizer) for optimizer in optimizers]
+    members = [member for target in targets for member in [target, *getattr(target, "optimizers", [])]]
+    rates = [getattr(member, "_learning_rate", None) for member in members]
+    kinds = [type(part) for part in [*parts, *members, *rates]]
+    return {kind.__name__: kind for kind in kinds if not kind.__module__.startswith(("keras.", "builtins"))}

@@ -1,0 +1,248 @@
+"""A functional model read as the calls of its layers, and built without values."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+from keras.src.backend.common import global_state
+
+from hvdext.keras_tools.deferred import without_values
+
+# Keras' lists of how often each name is taken, and of variables without a value.
+_NUMBERS = "object_name_uids"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer, or of an operation without weights.
+
+    Attributes:
+        path: the layer's path, the same for all its calls.
+        operation: the Keras layer or operation.
+        node: Keras' record of the call: its arguments, with symbolic tensors in them, and its outputs.
+        inputs: names of the tensors that it takes, one for each of `node.arguments.keras_tensors`.
+        outputs: names of the tensors that it returns, one for each of `node.outputs`.
+        context: what the nested models around it have been called with, such as `training=False`.
+    """
+
+    path: str
+    operation: Any
+    node: Any
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self, values: dict[str, Any], **context: Any) -> None:
+        """Calls the operation and adds what it returns to `values`.
+
+        Args:
+            values: tensors by name; must hold `inputs`.
+            **context: `training` and other arguments for those operations that take them. As in Keras, what
+                is given here and not None goes before what the model's layers have been called with.
+        """
+        tensors = zip(self.node.arguments.keras_tensors, self.inputs, strict=True)
+        args, kwargs = self.node.arguments.fill_in({id(tensor): values[name] for tensor, name in tensors})
+        known = getattr(self.operation, "_call_context_args", {})
+        given = {**self.context, **{k: v for k, v in context.items() if v is not None}}
+        kwargs.update((k, v) for k, v in given.items() if k in known)
+        results = keras.tree.flatten(self.operation(*args, **kwargs))
+        values.update(zip(self.outputs, results, strict=True))
+
+
+@dataclass(frozen=True)
+class Calls:
+    """A model as calls of its layers.
+
+    Attributes:
+        model: the Keras model.
+        inputs: names of the tensors that go in, in the model's order; those are the input layers' paths.
+        calls: in an order in which they can be run.
+        outputs: names of the tensors that come out, in the model's order.
+    """
+
+    model: keras.Model
+    inputs: tuple[str, ...]
+    calls: tuple[Call, ...]
+    outputs: tuple[str, ...]
+
+
+def skeleton(builder: Callable[[], keras.Model]) -> keras.Model:
+    """The model that `builder` returns, whose variables have shapes but no values and take no memory.
+
+    Keras' numbering of names stands as it did before: the next model from the same builder has the same
+    names.
+
+    Raises:
+        TypeError: if `builder` returns something else than a model.
+    """
+    return unallocated(builder)[0]
+
+
+def unallocated(builder: Callable[[], keras.Model]) -> tuple[keras.Model, keras.StatelessScope]:
+    """As `skeleton`, and the scope that holds what `builder` has assigned, such as weights from a file."""
+    numbers = dict(global_state.get_global_attribute(_NUMBERS, {}))
+    try:
+        with without_values() as scope:
+            model = builder()
+    finally:
+        global_state.set_global_attribute(_NUMBERS, collections.defaultdict(int, numbers))
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`model` must be a function that returns a Keras model. Received: {model!r}.")
+    return model, scope
+
+
+def calls_of(model: keras.Model) -> Calls:
+    """The calls of a model's layers, nested Sequential and functional models flattened.
+
+    Raises:
+        TypeError: if it is no Keras model.
+        ValueError: if it cannot be read.
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(
+            "`model` must be a Keras model, or a function without arguments that returns one. "
+            f"Received: {model!r}."
+        )
+    function = function_of(model)
+    if function is None:
+        raise ValueError(_unreadable(model))
+    inputs = tuple(tensor._keras_history.operation.name for tensor in function.inputs)
+    reader = _Reader()
+    outputs = reader.walk(function, "", inputs, {})
+    return Calls(model, inputs, tuple(reader.calls), tuple(outputs))
+
+
+def function_of(operation) -> keras.Function | None:
+    """The graph that Keras runs where `operation` is a Sequential or functional model, else None.
+
+    A class of the user's that has a `call` of its own does something else than that graph.
+    """
+    if not isinstance(operation, keras.Model) or not is_kerass_own(type(operation), "call"):
+        return None
+    if isinstance(operation, keras.Sequential):
+        return operation._functional
+    return operation if isinstance(operation, keras.Function) else None
+
+
+def inputs_like(function: keras.Function) -> Any:
+    """New inputs for a copy of a graph, of the same structure and with the names of its input layers.
+
+    `keras.models.clone_model` names them after the tensors, which have other names where the user gave none.
+    A `Sequential` model makes its own: None.
+    """
+    if isinstance(function, keras.Sequential):
+        return None
+
+    def like(tensor):
+        layer = tensor._keras_history.operation
+        return type(layer).from_config(layer.get_config()).output
+
+    return keras.tree.map_structure(like, function._inputs_struct)
+
+
+def is_kerass_own(cls: type, method: str) -> bool:
+    """Whether a model's class has `method` from Keras, and not from the user."""
+    owner = next(base for base in cls.__mro__ if method in vars(base))
+    return owner.__module__.split(".")[0] == "keras"
+
+
+class _Reader:
+    """Walks through nested graphs and writes the calls down."""
+
+    def __init__(self):
+        self.calls: list[Call] = []
+        self._paths: dict[int, str] = {}  # by the operation's id: a shared one keeps its first path
+        self._times: dict[str, int] = {}  # calls so far, by path
+
+    def walk(self, function, prefix: str, inputs: Sequence[str], context: Mapping[str, Any]) -> list[str]:
+        """Adds the calls of `function`, and returns the names of its outputs.
+
+        Args:
+            function: the graph.
+            prefix: the path of the model that it belongs to, with a "/" at the end.
+            inputs: names of the tensors that it is called on.
+            context: what it has been called with.
+        """
+        names = {id(tensor): name for tensor, name in zip(function.inputs, inputs, strict=True)}
+        for node in _nodes(function):
+            taken = tuple(names[id(tensor)] for tensor in node.arguments.keras_tensors)
+            names.update(zip(map(id, node.outputs), self._outputs(node, prefix, taken, context), strict=True))
+        return [names[id(tensor)] for tensor in function.outputs]
+
+    def _outputs(self, node, prefix, taken, context) -> Sequence[str]:
+        operation = node.operation
+        path = self._paths.setdefault(id(operation), prefix + operation.name)
+        nested = function_of(operation)
+        given = None if nested is None else _inputs_of(nested, node, taken)
+        if nested is not None and given is not None:
+            return self.walk(nested, path + "/", given, _context_of(node, context))
+        time = self._times.get(path, 0)
+        self._times[path] = time + 1
+        base = f"{path}@{time}" if time else path
+        outputs = tuple(f"{base}:{i}" if i else base for i in range(len(node.outputs)))
+        self.calls.append(Call(path, operation, node, taken, outputs, context))
+        return outputs
+
+
+def _inputs_of(nested, node, taken: Sequence[str]) -> list[str] | None:
+    """Names of the tensors in the order of `nested`'s inputs; None if it is called in an unusual way."""
+    arguments = node.arguments
+    given = arguments.args[0] if arguments.args else arguments.kwargs.get("inputs")
+    if isinstance(given, dict) and not isinstance(nested._inputs_struct, dict):
+        given = [given.get(tensor.name) for tensor in nested.inputs]
+    flat = keras.tree.flatten(given)
+    if len(flat) != len(nested.inputs) or len(taken) != len(flat):  # an optional input, or a mask beside it
+        return None
+    names = {id(tensor): name for tensor, name in zip(arguments.keras_tensors, taken, strict=True)}
+    return [names[id(tensor)] for tensor in flat]
+
+
+def _context_of(node, outer: Mapping[str, Any]) -> Mapping[str, Any]:
+    own = {k: v for k, v in node.arguments.kwargs.items() if k != "inputs" and v is not None}
+    return {**own, **outer}
+
+
+def _nodes(function) -> Iterator[Any]:
+    """The calls in `function`, a branch at a time: each after those that it depends on."""
+    given = {id(tensor) for tensor in function.inputs}
+    done: set[int] = set()
+    for output in function.outputs:
+        stack = [(output, False)]
+        while stack:
+            tensor, is_ready = stack.pop()
+            if id(tensor) in given:
+                continue
+            history = tensor._keras_history
+            node = history.operation._inbound_nodes[history.node_index]
+            if id(node) in done:
+                continue
+            if is_ready:
+                done.add(id(node))
+                yield node
+            else:
+                stack.append((tensor, True))
+                stack.extend((source, False) for source in reversed(node.arguments.keras_tensors))
+
+
+def is_builder(model: Any) -> bool:
+    """Whether `model` is a function that returns one."""
+    return callable(model) and not isinstance(model, keras.Model)
+
+
+def _unreadable(model) -> str:
+    name = f"{type(model).__name__} {model.name!r}"
+    if isinstance(model, keras.Sequential):
+        return (
+            f"`model` must be built, so that its shapes are known: begin it with keras.Input(...), or call "
+            f"model.build((None, ...)). Received: the Sequential model {model.name!r}, which is not."
+        )
+    return (
+        "`model` must be a Sequential or functional model: the order of a subclassed model's layers stands "
+        "in Python code, which cannot be read. Give its layers as a functional model, keras.Model(inputs, "
+        "outputs), where each is called on what another returns; a layer of your own may stay as it is and "
+        f"is placed as a whole. Received: {name}."
+    )
