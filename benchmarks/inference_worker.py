@@ -15,7 +15,8 @@ import tensorflow as tf
 from measuring import peak_resident, resident, take_core
 
 import hvdext as hvd
-from hvdext.comm import SoloComm, use
+from hvdext.comm.communicator import SoloComm
+from hvdext.comm.current import use
 
 BATCH = 128
 WIDTH = 4096  # numbers per row of the predictions that are streamed

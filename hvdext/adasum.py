@@ -19,7 +19,7 @@ from itertools import pairwise
 
 import tensorflow as tf
 
-from hvdext.comm import Communicator
+from hvdext.comm.communicator import Communicator
 
 
 def adasum(comm: Communicator, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:

@@ -10,11 +10,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from hvdext import agreement
-from hvdext.comm import Communicator, can_be_reduced, current
+from hvdext.comm import agreement
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.current import current
+from hvdext.comm.names import cleaned, numbered
+from hvdext.comm.process_sets import ProcessSet
+from hvdext.comm.wire_types import can_be_reduced
 from hvdext.compression import Compression, check_compression
-from hvdext.graph_names import cleaned, numbered
-from hvdext.process_sets import ProcessSet
 from hvdext.reduce_op import ReduceOp
 
 _UNNAMED = "unnamed"
@@ -26,7 +28,7 @@ def comm_of(process_set, op=None) -> Communicator:
     if process_set is not None:
         if not isinstance(process_set, ProcessSet):
             raise TypeError(f"`process_set` must be a hvd.ProcessSet. Received: process_set={process_set!r}.")
-        comm = comm.subset(process_set)
+        comm = comm.subset(process_set.ranks)
     if op is ReduceOp.ADASUM and comm.size & (comm.size - 1):
         raise ValueError(f"`op=Adasum` needs a power-of-two number of ranks. Received: {comm.size} ranks.")
     return comm

@@ -35,9 +35,9 @@ from hvdext.collective_arguments import (
     scatterable,
     with_rows,
 )
+from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import also_called, suggests_keywords
 from hvdext.compression import Compression
-from hvdext.process_sets import ProcessSet
 from hvdext.reduce_op import ReduceOp
 
 

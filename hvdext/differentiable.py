@@ -24,9 +24,9 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from hvdext.adasum import adasum
-from hvdext.comm import Communicator
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.names import numbered
 from hvdext.compression import Compression, allreduce_fp16
-from hvdext.graph_names import numbered
 from hvdext.reduce_op import ReduceOp
 
 _ENGINE_OPS = {ReduceOp.MIN: "min", ReduceOp.MAX: "max", ReduceOp.PRODUCT: "product"}

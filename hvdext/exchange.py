@@ -9,14 +9,16 @@ from typing import Any
 
 import tensorflow as tf
 
-from hvdext import agreement, fusion
+from hvdext import fusion
 from hvdext.accumulation import kind_of
 from hvdext.adasum import adasum
-from hvdext.comm import Communicator, current
+from hvdext.comm import agreement
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.current import current
+from hvdext.comm.names import cleaned
+from hvdext.comm.process_sets import ProcessSet
 from hvdext.compression import Compression, allreduce_fp16, check_compression
-from hvdext.graph_names import cleaned
 from hvdext.keras_tools.selection import Select, check_select, described, identity_of, path_of, selected
-from hvdext.process_sets import ProcessSet
 from hvdext.reduce_op import ReduceOp
 
 
@@ -92,7 +94,7 @@ class GradientExchange:
         """
         comm = current()
         if self._process_set is not None:
-            comm = comm.subset(self._process_set)
+            comm = comm.subset(self._process_set.ranks)
         if self._op is ReduceOp.ADASUM and comm.size & (comm.size - 1):
             raise ValueError(
                 f"`op=Adasum` needs a power-of-two number of ranks. Received: {comm.size} ranks."

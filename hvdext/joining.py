@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import keras
 
-from hvdext.comm import current
+from hvdext.comm.current import current
+from hvdext.comm.watchdog import JOIN
 from hvdext.common.arguments import suggests_keywords
 from hvdext.optimizer import hook_of
-from hvdext.watchdog import JOIN
 
 
 @suggests_keywords

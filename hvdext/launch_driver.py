@@ -20,7 +20,7 @@ from typing import Any
 
 import cloudpickle
 
-from hvdext.board import Board, open_server
+from hvdext.comm.kv_store import KeyValueStore, open_server
 from hvdext.engine.record import installed_record
 
 
@@ -30,12 +30,12 @@ class Task:
 
     Attributes:
         call: pickle of the function, its arguments and its keyword arguments.
-        boards: addresses where the driver's board may be reached, for a rank's last words.
-        scope: this job's part of the board.
+        stores: addresses where the driver's store may be reached, for a rank's last words.
+        scope: this job's part of the store.
     """
 
     call: bytes
-    boards: tuple[str, ...]
+    stores: tuple[str, ...]
     scope: str
 
     def __call__(self) -> bytes:
@@ -52,10 +52,10 @@ class Task:
         from horovod.runner.common.util.env import get_env_rank_and_size
 
         rank, _ = get_env_rank_and_size()
-        for address in self.boards:
-            board = Board(address, self.scope)
-            board.post(str(rank), json.dumps({"time": time.time(), "text": text}))
-            if board.read(str(rank)) is not None:
+        for address in self.stores:
+            store = KeyValueStore(address, self.scope)
+            store.post(str(rank), json.dumps({"time": time.time(), "text": text}))
+            if store.read(str(rank)) is not None:
                 return
 
 
@@ -74,14 +74,14 @@ def _outcome(call: bytes, options: dict[str, Any]) -> dict[str, Any]:
     from horovod.runner import run
 
     tell_what_is_built()
-    boards, scope = tuple(open_server()), f"hvdext-run-{secrets.token_hex(8)}"
+    stores, scope = tuple(open_server()), f"hvdext-run-{secrets.token_hex(8)}"
     try:
-        return {"results": run(Task(call, boards, scope), **options)}
+        return {"results": run(Task(call, stores, scope), **options)}
     except Exception as error:
         size = max(options["num_proc"], options["max_num_proc"] or 0)
         return {
             "error": f"{type(error).__name__}: {error}",
-            "failures": _failures(Board(boards[0], scope), range(size)),
+            "failures": _failures(KeyValueStore(stores[0], scope), range(size)),
         }
 
 
@@ -96,11 +96,11 @@ def tell_what_is_built() -> None:
         launch.mpi_built = lambda verbose=False: "mpi" in transports
 
 
-def _failures(board: Board, ranks: Sequence[int]) -> list[tuple[int, str]]:
+def _failures(store: KeyValueStore, ranks: Sequence[int]) -> list[tuple[int, str]]:
     """The ranks that posted a traceback, the first to fail first, and their tracebacks."""
     posted = []
     for rank in ranks:
-        text = board.read(str(rank))
+        text = store.read(str(rank))
         if text:
             note = json.loads(text)
             posted.append((note["time"], rank, note["text"]))

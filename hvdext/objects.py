@@ -7,9 +7,10 @@ from typing import Any
 import tensorflow as tf
 
 from hvdext.collective_arguments import place_of_root, user_name
-from hvdext.comm import Communicator, current
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.current import current
+from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import suggests_keywords
-from hvdext.process_sets import ProcessSet
 
 
 @suggests_keywords
@@ -73,4 +74,4 @@ def _comm(function, session, process_set) -> Communicator:
     if not tf.executing_eagerly():
         raise RuntimeError(f"hvd.{function} must be called outside of tf.function: objects are no tensors.")
     comm = current()
-    return comm if process_set is None else comm.subset(process_set)
+    return comm if process_set is None else comm.subset(process_set.ranks)

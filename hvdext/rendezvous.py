@@ -12,7 +12,7 @@ import os
 import time
 import urllib.request
 
-from hvdext.board import Board
+from hvdext.comm.kv_store import KeyValueStore
 from hvdext.common.launcher import is_elastic, kv_store_address, rank_info
 
 _PAUSE = 0.02  # seconds between two looks at the server
@@ -33,25 +33,25 @@ def meet_again(turn: int, seconds: float) -> None:
     address = kv_store_address(os.environ)
     if address is None or is_elastic(os.environ):
         return
-    board = Board(address, "hvdext-again")
+    store = KeyValueStore(address, "hvdext-again")
     me = rank_info(os.environ)
     end = time.monotonic() + seconds
     if me.rank:
         scopes = f"local_{os.environ['HOROVOD_HOSTNAME']} cross_{me.local_rank}"
-        board.post(f"{turn}.{me.rank}", scopes)
-        _wait_for(board, f"{turn}.go", 0, end)
+        store.post(f"{turn}.{me.rank}", scopes)
+        _wait_for(store, f"{turn}.go", 0, end)
         return
     known = ["global", f"local_{os.environ['HOROVOD_HOSTNAME']}", "cross_0"]
     for other in range(1, me.size):
-        known += _wait_for(board, f"{turn}.{other}", other, end).split()
+        known += _wait_for(store, f"{turn}.{other}", other, end).split()
     for scope in dict.fromkeys(known):
         _forget(address, scope, me.size)
-    board.post(f"{turn}.go", "yes")
+    store.post(f"{turn}.go", "yes")
 
 
-def _wait_for(board, key, rank, end):
+def _wait_for(store, key, rank, end):
     while time.monotonic() < end:
-        text = board.read(key)
+        text = store.read(key)
         if text is not None:
             return text
         time.sleep(_PAUSE)
@@ -64,7 +64,7 @@ def _forget(address, scope, size):
     """The server clears a scope once as many have left it as belong to it; some may be counted already."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for _ in range(size):
-        if not Board(address, scope).holds("0"):  # Gloo's addresses are no text
+        if not KeyValueStore(address, scope).holds("0"):  # Gloo's addresses are no text
             return
         request = urllib.request.Request(f"http://{address}/{scope}/0", method="DELETE")
         opener.open(request, timeout=10).close()

@@ -7,23 +7,23 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from hvdext import agreement
-from hvdext import comm as comm_module
-from hvdext.board import shared_board
-from hvdext.build_info import mpi_built
-from hvdext.comm import HorovodComm, SoloComm, current, set_process_comm
-from hvdext.common.arguments import suggests_keywords
-from hvdext.common.launcher import check_engine, check_size, is_elastic, launched, told_size
-from hvdext.ledger import Traffic
-from hvdext.process_sets import (
+from hvdext.comm.build_info import mpi_built
+from hvdext.comm.communicator import SoloComm
+from hvdext.comm.current import current, process_comm, set_process_comm
+from hvdext.comm.horovod_comm import HorovodComm
+from hvdext.comm.kv_store import shared_store
+from hvdext.comm.ledger import Traffic
+from hvdext.comm.process_sets import (
     ProcessSet,
     are_ranks,
     global_process_set,
     is_mpi_communicator,
-    registered_sets,
 )
+from hvdext.comm.registration import require_members
+from hvdext.comm.watchdog import Watchdog
+from hvdext.common.arguments import suggests_keywords
+from hvdext.common.launcher import check_engine, check_size, is_elastic, launched, told_size
 from hvdext.rendezvous import meet_again
-from hvdext.watchdog import Watchdog
 
 DEADLINE_SECONDS = 300.0
 
@@ -80,10 +80,10 @@ def init(
     set_process_comm(job)
     if job.size > 1:
         _report_protections(job)
-        board = shared_board(job)
-        if board is not None:
-            board.post(str(job.rank), "")  # instead of what this process told before an earlier shutdown
-        _watchdog = Watchdog(job.rank, job.ledger, board, seconds, elastic=is_elastic(os.environ))
+        store = shared_store(job)
+        if store is not None:
+            store.post(str(job.rank), "")  # instead of what this process told before an earlier shutdown
+        _watchdog = Watchdog(job.rank, job.ledger, store, seconds, elastic=is_elastic(os.environ))
         _watchdog.start()
 
 
@@ -93,7 +93,7 @@ def shutdown() -> None:
     if _watchdog is not None:
         _watchdog.stop()
         _watchdog = None
-    if isinstance(comm_module._process_comm, HorovodComm):
+    if isinstance(process_comm(), HorovodComm):
         from horovod.tensorflow import mpi_ops
 
         mpi_ops.shutdown()
@@ -174,75 +174,6 @@ def is_homogeneous() -> bool:
     return True
 
 
-@suggests_keywords
-def add_process_set(process_set: ProcessSet | Sequence[int]) -> ProcessSet:
-    """Registers a process set after `init(process_sets="dynamic")`; every rank must call it.
-
-    Args:
-        process_set: the set, or its global ranks.
-
-    Returns:
-        The set; a new one, if ranks were given.
-
-    Raises:
-        RuntimeError: before `hvd.init()`.
-        ValueError: if a rank does not exist; on every rank alike, if a set of the same ranks is registered
-            already (the set of all ranks excepted, which always is), if the ranks name different sets, or
-            without `process_sets="dynamic"`.
-    """
-    comm = current()
-    if not isinstance(process_set, ProcessSet):
-        process_set = ProcessSet(process_set)
-    _check_members(process_set, comm.size)
-    agreement.check(comm, "add_process_set", {"ranks": process_set.ranks})
-    # A set of all ranks is the global one, which Horovod refuses to register again.
-    if not isinstance(comm, HorovodComm) or process_set.size() == comm.size:
-        return process_set
-    if process_set.process_set_id is not None:
-        raise ValueError(
-            "`process_set` must not be registered already. "
-            f"Received: {process_set}; registered: {sorted(map(list, registered_sets()))}."
-        )
-    _check_dynamic(process_set)
-    from horovod.tensorflow import mpi_ops
-
-    mpi_ops.add_process_set(list(process_set.ranks))
-    return process_set
-
-
-@suggests_keywords
-def remove_process_set(process_set: ProcessSet) -> bool:
-    """Takes back the registration of a process set; every rank must call it.
-
-    Afterwards no set of these ranks can be used until it is added again.
-
-    Args:
-        process_set: the set.
-
-    Returns:
-        True if it was registered; False for one that was not, and for all ranks, which stay registered.
-
-    Raises:
-        RuntimeError: before `hvd.init()`.
-        TypeError: if `process_set` is not a `ProcessSet`.
-        ValueError: on every rank alike, if the ranks name different sets, or without
-            `init(process_sets="dynamic")`.
-    """
-    comm = current()
-    if not isinstance(process_set, ProcessSet):
-        raise TypeError(f"`process_set` must be a hvd.ProcessSet. Received: process_set={process_set!r}.")
-    agreement.check(comm, "remove_process_set", {"ranks": process_set.ranks})
-    number = process_set.process_set_id
-    if not isinstance(comm, HorovodComm) or not number:
-        return False
-    _check_dynamic(process_set)
-    from horovod.tensorflow import mpi_ops
-
-    # The communicator of these ranks holds the engine's number, which may be another set's soon.
-    comm._subsets.pop(process_set.ranks, None)
-    return mpi_ops._basics._remove_process_set_impl(number) is not None
-
-
 def _engine_number(name, alone):
     if isinstance(current(), HorovodComm):
         from horovod.tensorflow import mpi_ops
@@ -274,20 +205,6 @@ def _checked_sets(process_sets):
             f"Received: process_sets={process_sets!r}."
         )
     return [s for s in process_sets if s is not global_process_set]  # registered by itself
-
-
-def _check_members(process_set: ProcessSet, size: int) -> None:
-    if process_set.ranks[-1] >= size:
-        raise ValueError(f"`process_set` must hold ranks below {size}. Received: {process_set}.")
-
-
-def _check_dynamic(process_set):
-    """The engine reads the variable when it starts; changed later, it answers with an error of its own."""
-    if os.environ.get("HOROVOD_DYNAMIC_PROCESS_SETS", "0") in ("", "0"):
-        raise ValueError(
-            "`process_set` can only be added or removed after `hvd.init(process_sets='dynamic')`. "
-            f"Received: {process_set}."
-        )
 
 
 def _checked_comm(comm: Any) -> Any:
@@ -350,7 +267,7 @@ def _join(comm, process_sets):
     size = told_size(os.environ) if comm is None else None
     if size is not None:
         for process_set in made_of_ranks:
-            _check_members(process_set, size)
+            require_members(process_set, size)
     # A set of all ranks is the global one, which Horovod refuses to register again.
     partial = [s for s in made_of_ranks if s.size() != size]
     engines = [engine.ProcessSet(s.mpi_comm) for s in made_of_comms]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from hvdext.comm import Communicator, current
-from hvdext.graph_names import cleaned, numbered
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.current import current
+from hvdext.comm.names import cleaned, numbered
 
 
 @keras.saving.register_keras_serializable(package="hvdext")

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from hvdext.comm import Communicator, use
-from hvdext.ledger import Ledger
-from hvdext.process_sets import ProcessSet
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.current import use
+from hvdext.comm.ledger import Ledger
 
 
 class Room:
@@ -82,12 +82,8 @@ class ThreadComm(Communicator):
         self._room = room
         self._me = rank
 
-    def subset(self, process_set: ProcessSet) -> Communicator:
-        """As in `Communicator`."""
-        process_set.place_of(self._me)
-        if process_set.ranks == self.ranks:
-            return self
-        return ThreadComm(self._me, process_set.ranks, self._room, self.ledger)
+    def _subset(self, ranks):
+        return ThreadComm(self._me, ranks, self._room, self.ledger)
 
     def _swap(self, name, value):
         return self._room.swap(name, self._me, self.ranks, value)
@@ -159,7 +155,7 @@ class ThreadComm(Communicator):
 def run_ranks(size: int, target: Callable[..., Any], *args: Any, timeout: float = 60.0) -> list:
     """Calls `target(comm, *args)` on `size` ranks at once, each a thread with a `ThreadComm`.
 
-    Within `target`, `hvdext.comm.current()` is that rank's communicator.
+    Within `target`, `hvdext.comm.current.current()` is that rank's communicator.
 
     Args:
         size: how many ranks, at least 1.

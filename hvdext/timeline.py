@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hvdext.comm import HorovodComm, current
+from hvdext.comm.current import current
+from hvdext.comm.horovod_comm import HorovodComm
 from hvdext.common.arguments import suggests_keywords
 
 

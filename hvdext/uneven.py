@@ -18,7 +18,7 @@ import keras
 import tensorflow as tf
 
 from hvdext.accumulation import kind_of
-from hvdext.comm import Communicator
+from hvdext.comm.communicator import Communicator
 
 
 class RollCall:

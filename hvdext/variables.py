@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from hvdext import agreement
 from hvdext.collective_arguments import place_of_root
-from hvdext.comm import current
+from hvdext.comm import agreement
+from hvdext.comm.current import current
+from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import suggests_keywords
 from hvdext.keras_tools.selection import content_of
-from hvdext.process_sets import ProcessSet
 
 
 @suggests_keywords
@@ -40,7 +40,7 @@ def broadcast_variables(
     """
     comm = current()
     if process_set is not None:
-        comm = comm.subset(process_set)
+        comm = comm.subset(process_set.ranks)
     root = place_of_root(comm, root_rank)
     facts: dict[str, object] = {"root_rank": root_rank, "number of variables": len(variables)}
     for i, v in enumerate(variables):

@@ -7,7 +7,7 @@ import os
 import keras
 
 from hvdext.callbacks.meeting import meet
-from hvdext.comm import current
+from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
 
 

@@ -8,9 +8,9 @@ import warnings
 import keras
 import tensorflow as tf
 
-from hvdext import agreement
-from hvdext.callbacks.once import Once
-from hvdext.comm import current
+from hvdext.comm import agreement
+from hvdext.comm.current import current
+from hvdext.comm.once import Once
 from hvdext.common.arguments import suggests_keywords
 from hvdext.keras_tools.derived import derive_anew, settle
 from hvdext.keras_tools.models import is_built, model_variables

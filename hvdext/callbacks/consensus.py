@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvdext import agreement
-from hvdext.comm import current
+from hvdext.comm import agreement
+from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.signals import Interrupts
 from hvdext.keras_tools.sample_counter import SampleCounter

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from hvdext import agreement
-from hvdext.comm import current
+from hvdext.comm import agreement
+from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
 from hvdext.keras_tools.optimizers import innermost
 from hvdext.optimizer import hook_of

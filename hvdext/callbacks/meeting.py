@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from hvdext import agreement
-from hvdext.comm import Communicator
+from hvdext.comm import agreement
+from hvdext.comm.communicator import Communicator
 
 
 def gather(comm: Communicator, point: str, value: Any) -> list[tuple[str, Any]]:

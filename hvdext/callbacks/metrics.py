@@ -10,7 +10,7 @@ import keras
 
 from hvdext.callbacks.meeting import check_points, gather
 from hvdext.callbacks.metric_sums import REDUCTIONS, Share, combine
-from hvdext.comm import current
+from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
 
 _VALIDATION = "the end of validation"

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hvdext.comm import current
+from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
 from hvdext.keras_tools.sample_counter import SampleCounter
 from hvdext.sync.attachment import attached

@@ -9,11 +9,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvdext import agreement
 from hvdext.callbacks.best_model import BestModelCheckpoint
 from hvdext.callbacks.meeting import meet
 from hvdext.callbacks.metrics import MetricAverageCallback
-from hvdext.comm import SoloComm, current, use
+from hvdext.comm import agreement
+from hvdext.comm.communicator import SoloComm
+from hvdext.comm.current import current, use
 from hvdext.common.arguments import suggests_keywords
 from hvdext.keras_tools.derived import settle
 from hvdext.keras_tools.models import model_variables

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import keras
 
-from hvdext import agreement
-from hvdext.comm import current
+from hvdext.comm import agreement
+from hvdext.comm.current import current
 from hvdext.keras_tools.models import is_built
 from hvdext.keras_tools.optimizers import build
 from hvdext.optimizer import ApplyHook, hook_of

@@ -9,9 +9,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvdext import agreement
-from hvdext.callbacks.once import Once
-from hvdext.comm import Communicator, current
+from hvdext.comm import agreement
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.current import current
+from hvdext.comm.once import Once
 from hvdext.common.arguments import suggests_keywords
 from hvdext.keras_tools.derived import settle
 from hvdext.keras_tools.models import is_built, model_variables

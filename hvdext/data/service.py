@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from hvdext import agreement
-from hvdext.comm import Communicator, current
+from hvdext.comm import agreement
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.current import current
+from hvdext.comm.grid import active_grid
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.background import Background
 from hvdext.common.checks import require_positive, require_whole
 from hvdext.data.arrays import aligned_arrays, gathered
 from hvdext.data.deal import Order
-from hvdext.placement.grid import active_grid
 
 _NAME = "hvdext.data.by_load"
 _ENDLESS = 2**62

@@ -115,7 +115,7 @@ def shard(
 
 def _rank_and_size(rank: int | None, size: int | None) -> tuple[int, int]:
     if rank is None and size is None:
-        from hvdext.comm import current  # here, so that one process needs no communicator
+        from hvdext.comm.current import current  # here, so that one process needs no communicator
 
         comm = current()
         return comm.rank, comm.size

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hvdext.comm import current
+from hvdext.comm.current import current
 from hvdext.elastic.failure import recoverable
 from hvdext.keras_tools.derived import settle
 from hvdext.keras_tools.models import is_built

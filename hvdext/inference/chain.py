@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from hvdext.comm import Communicator
+from hvdext.comm.communicator import Communicator
 
 _NAME = "hvdext.deploy.chunk"
 _NOTHING = np.zeros(0, np.uint8)

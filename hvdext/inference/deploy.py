@@ -11,13 +11,14 @@ from typing import Any
 
 import keras
 
-from hvdext import agreement
 from hvdext.collective_arguments import place_of_root
-from hvdext.comm import Communicator, current
+from hvdext.comm import agreement
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.current import current
+from hvdext.comm.failures import raise_on_all
 from hvdext.common.arguments import suggests_keywords
 from hvdext.inference import hosts
 from hvdext.inference.chain import hand_on, number_of_steps
-from hvdext.inference.failures import tell
 from hvdext.inference.manifest import CHUNK_BYTES, Manifest, chunks, describe, kind_of
 from hvdext.inference.model_store import Store, Writer
 from hvdext.inference.saved_model import SavedModel
@@ -77,7 +78,7 @@ def deploy(
             source.check_unchanged()
     except Exception as failure:  # loading runs the layers' own code
         error = failure
-    tell(comm, error, f"{source.path} could not be loaded", "hvdext.deploy.loaded")
+    raise_on_all(comm, error, f"{source.path} could not be loaded", "hvdext.deploy.loaded")
     assert loaded is not None
     return loaded
 
@@ -114,7 +115,7 @@ def _described(comm: Communicator, root: int, path, model: keras.Model | None) -
             _check_kind(source, model)
         except (OSError, TypeError, ValueError) as failure:
             error = failure
-    tell(comm, error, f"rank {comm.ranks[root]} has no model to deploy", "hvdext.deploy.found")
+    raise_on_all(comm, error, f"rank {comm.ranks[root]} has no model to deploy", "hvdext.deploy.found")
     return comm.broadcast_object(source, root, "hvdext.deploy.manifest")
 
 
@@ -131,14 +132,14 @@ def _delivered(comm: Communicator, root: int, source: _Source, cache, verbose: i
             place, writer = store.path_of(manifest), None if found else store.receive(manifest)
     except (OSError, RuntimeError) as failure:  # a user may have no home
         error = failure
-    tell(comm, error, f"{source.path} cannot be received", "hvdext.deploy.ready")
+    raise_on_all(comm, error, f"{source.path} cannot be received", "hvdext.deploy.ready")
     everyone = comm.allgather_object((writer is not None, str(place)), "hvdext.deploy.places")
     chain = [root, *(rank for rank, (needs, _) in enumerate(everyone) if needs)]
     if len(chain) > 1:
         if verbose and comm.rank == 0:
             print(f"{Path(source.path).name}: to {len(chain) - 1} of {len(set(leaders))} hosts")
         error = _send(comm, chain, source, writer, verbose)
-        tell(comm, error, f"{source.path} has not arrived", "hvdext.deploy.received")
+        raise_on_all(comm, error, f"{source.path} has not arrived", "hvdext.deploy.received")
     return Path(everyone[leaders[comm.rank]][1])
 
 

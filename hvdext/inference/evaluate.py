@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from hvdext.callbacks.metric_sums import Share, combine
-from hvdext.comm import current
+from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.checks import require_choice
 from hvdext.inference.predict import VERBOSE

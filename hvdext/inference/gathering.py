@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import keras
 
-from hvdext.comm import Communicator
+from hvdext.comm.communicator import Communicator
 from hvdext.common.background import Background
 from hvdext.inference import values
 from hvdext.inference.parts import Part, Report, exchange

@@ -12,7 +12,7 @@ import cloudpickle
 import numpy as np
 import tensorflow as tf
 
-from hvdext.comm import Communicator
+from hvdext.comm.communicator import Communicator
 from hvdext.inference.values import Value
 
 _LENGTHS = struct.Struct("<QQ")  # of the head and of the body, in bytes

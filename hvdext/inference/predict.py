@@ -10,7 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hvdext.comm import Communicator, current
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.checks import require_choice
 from hvdext.common.signals import LastWords

@@ -8,8 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hvdext import agreement
-from hvdext.comm import Communicator
+from hvdext.comm import agreement
+from hvdext.comm.communicator import Communicator
 from hvdext.inference.identity import architecture_digest, weights_digest
 from hvdext.inference.source import Source
 from hvdext.keras_tools.models import is_built

@@ -12,9 +12,9 @@ from typing import Any
 
 import keras
 
-from hvdext import agreement
-from hvdext.comm import Communicator
-from hvdext.placement.together import raise_together
+from hvdext.comm import agreement
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.failures import raise_on_all
 
 _CALLED_BY_ALL = ("save", "save_weights", "load_weights", "load_checkpoint")
 _HOOKS = [name for name in dir(keras.callbacks.Callback) if name.startswith("on_")]
@@ -77,7 +77,12 @@ class _Led(keras.callbacks.Callback):
             self._tell(None)
         else:
             self._follow()
-        raise_together(self._comm, f"{type(self._callback).__name__}.{hook}", error)
+        raise_on_all(
+            self._comm,
+            error,
+            f"{type(self._callback).__name__}.{hook} has failed",
+            "hvdext.placement.problem",
+        )
 
     def _is_used(self, hook):
         mine = getattr(type(self._callback), hook)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from hvdext.comm import Communicator
+from hvdext.comm.communicator import Communicator
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from hvdext import agreement
-from hvdext.comm import Communicator, current
+from hvdext.comm import agreement
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.current import current
+from hvdext.comm.grid import Grid, neighbours
+from hvdext.comm.names import cleaned
 from hvdext.common.arguments import suggests_keywords
-from hvdext.graph_names import cleaned
 from hvdext.keras_tools.derived import derive_anew
 from hvdext.keras_tools.functional import Calls, calls_of, inputs_like, unallocated
-from hvdext.placement.grid import Grid, neighbours
 from hvdext.placement.messages import Channel
 from hvdext.placement.pipeline_model import PipelineModel, Settings
 from hvdext.placement.plain import cloned
@@ -24,7 +25,6 @@ from hvdext.placement.schedule import problem_of, programs
 from hvdext.placement.slices.layer import SlicedLayer
 from hvdext.placement.stages import Stage, cut
 from hvdext.placement.whole_model import WholeModel
-from hvdext.process_sets import ProcessSet
 
 
 @suggests_keywords
@@ -206,5 +206,5 @@ def _channels(comm: Communicator) -> dict[int, Channel]:
     for pair in neighbours(comm.ranks):
         if comm.ranks[comm.rank] in pair:
             other = pair[0] if pair[1] == comm.ranks[comm.rank] else pair[1]
-            channels[comm.ranks.index(other)] = Channel(comm.subset(ProcessSet(pair)))
+            channels[comm.ranks.index(other)] = Channel(comm.subset(pair))
     return channels

@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras.optimizers import LossScaleOptimizer
 from keras.src import backend
 
-from hvdext import agreement
+from hvdext.comm import agreement
 from hvdext.exchange import map_gradient, squared_norm
 from hvdext.keras_tools.functional import function_of
 from hvdext.keras_tools.optimizers import build, innermost

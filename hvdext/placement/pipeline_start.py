@@ -11,10 +11,11 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context as eager_context
 
-from hvdext import agreement
 from hvdext.callbacks.best_model import BestModelCheckpoint
 from hvdext.callbacks.one_process import AsOneProcess
-from hvdext.comm import Communicator, SoloComm, current
+from hvdext.comm import agreement
+from hvdext.comm.communicator import Communicator, SoloComm
+from hvdext.comm.current import current
 from hvdext.keras_tools.optimizers import configuration, innermost
 from hvdext.placement.pipeline_data import is_arrays
 

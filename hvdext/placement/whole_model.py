@@ -13,7 +13,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvdext.comm import Communicator
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.failures import raise_on_all
 from hvdext.keras_tools.custom_objects import fresh_copy
 from hvdext.keras_tools.functional import Calls, unallocated
 from hvdext.keras_tools.optimizers import build
@@ -22,7 +23,6 @@ from hvdext.keras_tools.slots import common_variables, is_composed, positions_of
 from hvdext.placement.plain import compile_alike, is_cut, uncut_clone
 from hvdext.placement.plan import Plan
 from hvdext.placement.slices.operators import joined
-from hvdext.placement.together import raise_together
 from hvdext.placement.whole_file import read_optimizer, read_weights
 
 
@@ -151,7 +151,12 @@ class WholeModel:
                         write(model)
                 except Exception as problem:  # the others wait, and must hear of it
                     error = problem
-        raise_together(self.everyone, f"{what} of the pipeline {self.model.name!r} to {str(path)!r}", error)
+        raise_on_all(
+            self.everyone,
+            error,
+            f"{what} of the pipeline {self.model.name!r} to {str(path)!r} has failed",
+            "hvdext.placement.problem",
+        )
 
     def _gather_weights(self) -> dict[int, np.ndarray]:
         """Bytes by the `id` of the whole model's variables: on the rank that writes, what it lacks."""
@@ -277,7 +282,12 @@ class WholeModel:
             read(file)
         except Exception as problem:  # of one rank, whose host may lack the file
             error = problem
-        raise_together(self.everyone, f"{what} of the pipeline {self.model.name!r} from {str(path)!r}", error)
+        raise_on_all(
+            self.everyone,
+            error,
+            f"{what} of the pipeline {self.model.name!r} from {str(path)!r} has failed",
+            "hvdext.placement.problem",
+        )
 
 
 def _array(data: np.ndarray, variable) -> np.ndarray:

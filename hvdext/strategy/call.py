@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hvdext.process_sets import ProcessSet
+from hvdext.comm.process_sets import ProcessSet
 from hvdext.strategy.place import Place, shown
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}

@@ -10,8 +10,8 @@ from typing import Any
 
 import keras
 
+from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import unknown_keyword
-from hvdext.process_sets import ProcessSet
 from hvdext.strategy.call import Answer, Call, Parameter, RankLists, Target, frozen
 from hvdext.strategy.place import Place, nearest, shown
 from hvdext.sync import presets

@@ -9,16 +9,17 @@ from typing import Any, TypeVar
 
 import keras
 
-from hvdext import agreement
 from hvdext.callbacks.broadcast import BroadcastGlobalVariablesCallback
 from hvdext.callbacks.consensus import ConsensusAveraging
 from hvdext.callbacks.metrics import MetricAverageCallback
 from hvdext.callbacks.monitor import SyncMonitor
 from hvdext.callbacks.warmup import WarmupPerturbation
-from hvdext.comm import Communicator, current
+from hvdext.comm import agreement
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.current import current
+from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import suggests_keywords, unknown_keyword
 from hvdext.optimizer import DistributedOptimizer, hooks_of
-from hvdext.process_sets import ProcessSet
 from hvdext.strategy.call import Answer, Call, RankLists, Target, plain
 from hvdext.strategy.place import Place, nearest, shown
 from hvdext.strategy.reading import OPTIMIZERS, read_call, read_choice, read_sync, read_tagged

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from hvdext.comm import Communicator
+from hvdext.comm.communicator import Communicator
 from hvdext.sync.wire import Wire
 
 Errors = Sequence[tf.Tensor]

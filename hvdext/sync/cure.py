@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from hvdext.comm import Communicator
+from hvdext.comm.communicator import Communicator
 from hvdext.sync.fragment import Fragment
 from hvdext.sync.settings import Settings
 from hvdext.sync.transfer import Outcome, Transfer

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvdext.comm import Communicator
+from hvdext.comm.communicator import Communicator
 from hvdext.keras_tools.optimizers import innermost
 from hvdext.sync.cure import Cure
 from hvdext.sync.fragment import Fragment

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import weakref
 
-from hvdext import agreement
-from hvdext.comm import Communicator
-from hvdext.ledger import Ledger
+from hvdext.comm import agreement
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.ledger import Ledger
 from hvdext.sync.whom import Group, Whom
 
 _SUBJECT = "hvd.callbacks.ParameterSync"
@@ -47,7 +47,7 @@ def _members(comm, whom):
     if not isinstance(whom, Group):
         return comm
     whom.check(comm)
-    return comm.subset(whom.process_set)
+    return comm.subset(whom.process_set.ranks)
 
 
 def _look(comm, whom, found, problem):

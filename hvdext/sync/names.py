@@ -12,8 +12,8 @@ import re
 import weakref
 from collections.abc import Collection, Iterator
 
-from hvdext.comm import Communicator
-from hvdext.ledger import Ledger
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.ledger import Ledger
 from hvdext.sync.engine import Engine
 
 _RULE = re.compile(r"[A-Za-z0-9_-]+")  # what a collective's name may consist of

@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 
-from hvdext.comm import Communicator
-from hvdext.sync.everywhere import everywhere
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.failures import on_all
 
 Score = Callable[[Any], float]
 
@@ -49,4 +49,4 @@ def gather(comm: Communicator, score: Callable[[], float], name: str) -> list[fl
     Raises:
         RuntimeError: on every rank alike, if `score()` raises or returns no number on any.
     """
-    return everywhere(comm, lambda: float(score()), name, "The model could not be scored:")
+    return on_all(comm, lambda: float(score()), "The model could not be scored", name)

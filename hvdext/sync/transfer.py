@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from hvdext.comm import Communicator
+from hvdext.comm.communicator import Communicator
 from hvdext.sync.averaging import error_shapes, mean_over_all, mean_with_peers
 from hvdext.sync.fragment import Fragment, Graph
 from hvdext.sync.whom import Turn, Whom

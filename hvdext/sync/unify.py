@@ -22,14 +22,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvdext import agreement
-from hvdext.comm import Communicator
+from hvdext.comm import agreement
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.failures import on_all
 from hvdext.keras_tools.derived import settle
 from hvdext.keras_tools.optimizers import build
 from hvdext.keras_tools.selection import path_of
 from hvdext.sync import batch_statistics, perturbation, scoring
 from hvdext.sync.digest import check_equal, digest
-from hvdext.sync.everywhere import everywhere
 
 _BUCKET = 4_000_000  # elements that travel together: 32 MB
 
@@ -292,7 +292,7 @@ def _assign(variables, values):
 
 def _everywhere(comm: Communicator, purpose: str, action: Callable[[], Any]) -> list:
     name = f"hvdext.consensus.{purpose}"
-    return everywhere(comm, action, name, f"ConsensusAveraging has failed ({purpose}):")
+    return on_all(comm, action, f"ConsensusAveraging has failed ({purpose})", name)
 
 
 def _metrics(comm, model, plan, when):

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hvdext.comm import Communicator
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.process_sets import ProcessSet, are_ranks
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.checks import require_whole
-from hvdext.process_sets import ProcessSet, are_ranks
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,11 @@ class Group(Whom):
         """As in `Whom`."""
         if comm.size > 1:
             _require_among("process_set", self.process_set.ranks, comm)
-            comm.subset(self.process_set)
+            comm.subset(self.process_set.ranks)
 
     def turn(self, comm: Communicator, number: int) -> Turn:
         """As in `Whom`."""
-        return Turn(comm if comm.size == 1 else comm.subset(self.process_set))
+        return Turn(comm if comm.size == 1 else comm.subset(self.process_set.ranks))
 
     def __eq__(self, other: object) -> bool:
         # Two sets of the same ranks are interchangeable.
@@ -238,13 +238,13 @@ class Hierarchical(Whom):
                 f"`groups` must hold all of the ranks {sorted(comm.ranks)} and no others. "
                 f"Received: groups={_listed(self.groups)}."
             )
-        comm.subset(self._own_group(comm))
+        comm.subset(self._own_group(comm).ranks)
 
     def turn(self, comm: Communicator, number: int) -> Turn:
         """As in `Whom`."""
         if comm.size == 1 or (number + 1) % self.every == 0:
             return Turn(comm)
-        return Turn(comm.subset(self._own_group(comm)))
+        return Turn(comm.subset(self._own_group(comm).ranks))
 
     def _own_group(self, comm):
         rank = comm.ranks[comm.rank]

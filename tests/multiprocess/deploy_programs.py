@@ -65,7 +65,7 @@ def _run(hvd):
 
 def _bytes(hvd):
     """Of chunks only: small messages say who needs them."""
-    from hvdext.comm import current
+    from hvdext.comm.current import current
 
     return int(current().ledger.entry("hvdext.deploy.chunk", tuple(range(hvd.size()))).sent.numpy())
 

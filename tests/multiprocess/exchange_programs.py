@@ -383,7 +383,7 @@ def _check_tape(ranks):
 
 def _run_two_tapes(hvd):
     """What goes out under the same name must be the same, also where the sources are."""
-    from hvdext.comm import current
+    from hvdext.comm.current import current
 
     source = tf.Variable([1.0, 2.0], name="two_tapes")
     known = set(current().ledger.progress())

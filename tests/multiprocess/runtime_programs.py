@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from exchange_programs import Program, applied, assert_all, everyone, gradients_of, mean
 
-import hvdext.comm
+from hvdext.comm.current import current
 
 _TRANSPORTS = ("mpi_built", "mpi_enabled", "gloo_built", "gloo_enabled")
 _BUILT = (*_TRANSPORTS, "nccl_built", "ddl_built", "ccl_built", "cuda_built", "rocm_built")
@@ -84,7 +84,7 @@ def _run_second_job(hvd):
 
 
 def _total(hvd):
-    comm = hvdext.comm.current()
+    comm = current()
     return comm.allreduce([tf.constant(10.0**comm.rank)], "hvdext.demo.total")[0].numpy().item()
 
 

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 from exchange_programs import Program
 
-import hvdext.comm
+from hvdext.comm.current import current
 
 L = keras.layers
 STEPS = 10
@@ -274,7 +274,7 @@ def _whole_model(name):
     def run(hvd):
         with floatx("float64"):
             cut = hvd.slice_layers(built(case), case.rules)
-            return evaluated(cut, case, whole_over(hvdext.comm.current()), graph=True)
+            return evaluated(cut, case, whole_over(current()), graph=True)
 
     def check(ranks):
         with floatx("float64"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from hvdext.comm import SoloComm
+from hvdext.comm.communicator import SoloComm
 from hvdext.sync.averaging import error_shapes, expected_bytes, mean_over_all, mean_with_peers
 from hvdext.sync.wire import Wire
 from hvdext.testing import run_ranks

@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 import hvdext as hvd
-from hvdext.comm import SoloComm, use
+from hvdext.comm.communicator import SoloComm
+from hvdext.comm.current import use
 from hvdext.testing import run_ranks
 
 PAIRS = [
@@ -123,6 +124,6 @@ def test_a_static_shape_is_needed_for_fp16():
 
 
 def test_before_init(monkeypatch):
-    monkeypatch.setattr("hvdext.comm._process_comm", None)
+    monkeypatch.setattr("hvdext.comm.current._process_comm", None)
     with pytest.raises(RuntimeError, match=r"hvd.init\(\)"):
         hvd.allreduce(1.0)

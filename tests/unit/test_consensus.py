@@ -12,7 +12,8 @@ import tensorflow as tf
 
 import hvdext as hvd
 from hvdext.callbacks import ConsensusAveraging
-from hvdext.comm import SoloComm, use
+from hvdext.comm.communicator import SoloComm
+from hvdext.comm.current import use
 from hvdext.common.signals import Interrupts
 from hvdext.keras_tools.sample_counter import SampleCounter
 from hvdext.sync import batch_statistics

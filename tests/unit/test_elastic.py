@@ -10,7 +10,7 @@ import tensorflow as tf
 from elastic_programs import ROWS, data, make_model, numbers
 
 import hvdext as hvd
-from hvdext import comm as comm_module
+from hvdext.comm import communicator as comm_module
 from hvdext.elastic.failure import is_lost_rank
 from hvdext.testing import run_ranks
 

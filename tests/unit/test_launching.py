@@ -11,7 +11,7 @@ import pytest
 
 import hvdext as hvd
 from hvdext import launch_driver, launching
-from hvdext.board import Board, open_server
+from hvdext.comm.kv_store import KeyValueStore, open_server
 
 runner = pytest.importorskip("horovod.runner", reason="Horovod starts the ranks", exc_type=ImportError)
 
@@ -136,25 +136,25 @@ def test_the_ranks_find_this_process_s_modules(monkeypatch):
 
 
 @pytest.fixture
-def board():
-    """A board's addresses and a function that makes a task for a call."""
+def store():
+    """A store's addresses and a function that makes a task for a call."""
     addresses = tuple(open_server())
 
     def task(func, *args):
         return launch_driver.Task(cloudpickle.dumps((func, args, {})), ("127.0.0.1:9", *addresses), "job")
 
-    return Board(addresses[0], "job"), task
+    return KeyValueStore(addresses[0], "job"), task
 
 
-def test_a_task_returns_its_result_as_a_pickle(board):
-    _, task = board
+def test_a_task_returns_its_result_as_a_pickle(store):
+    _, task = store
     ten = 10
 
     assert pickle.loads(task(lambda x: x + ten, 5)()) == 15
 
 
-def test_the_first_to_fail_comes_first_with_its_traceback(board, monkeypatch):
-    place, task = board
+def test_the_first_to_fail_comes_first_with_its_traceback(store, monkeypatch):
+    place, task = store
     for rank, fail in ((2, lambda: 1 / 0), (0, lambda: sys.exit(0))):
         monkeypatch.setenv("HOROVOD_RANK", str(rank))
         monkeypatch.setenv("HOROVOD_SIZE", "4")

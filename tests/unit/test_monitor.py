@@ -12,7 +12,8 @@ import tensorflow as tf
 from sync_programs import build_model, put, train
 
 import hvdext as hvd
-from hvdext.comm import SoloComm, use
+from hvdext.comm.communicator import SoloComm
+from hvdext.comm.current import use
 from hvdext.sync.noise_scale import NoiseScale, estimates
 from hvdext.sync.records import Curve, Tally
 from hvdext.testing import run_ranks

@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 
 import hvdext as hvd
-from hvdext.comm import SoloComm, use
+from hvdext.comm.communicator import SoloComm
+from hvdext.comm.current import use
 
 
 def sgd(**arguments):

@@ -6,7 +6,8 @@ import saving_programs
 from launch import launch
 
 import hvdext as hvd
-from hvdext.comm import SoloComm, use
+from hvdext.comm.communicator import SoloComm
+from hvdext.comm.current import use
 
 
 def test_saved_models_open_in_plain_keras(tmp_path):

@@ -11,9 +11,10 @@ import strategy_programs
 import yaml
 
 import hvdext as hvd
-from hvdext.comm import SoloComm, use
+from hvdext.comm.communicator import SoloComm
+from hvdext.comm.current import use
+from hvdext.comm.process_sets import ProcessSet
 from hvdext.optimizer import hook_of
-from hvdext.process_sets import ProcessSet
 from hvdext.sync.rule import Outer
 from hvdext.testing import run_ranks
 

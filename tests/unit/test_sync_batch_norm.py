@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 
 import hvdext as hvd
-from hvdext.comm import SoloComm, use
+from hvdext.comm.communicator import SoloComm
+from hvdext.comm.current import use
 from hvdext.testing import run_ranks
 
 ROWS = [3, 5, 1]  # of the ranks
@@ -189,6 +190,6 @@ def test_refusals(arguments, message):
 
 
 def test_training_before_init(monkeypatch):
-    monkeypatch.setattr("hvdext.comm._process_comm", None)
+    monkeypatch.setattr("hvdext.comm.current._process_comm", None)
     with pytest.raises(RuntimeError, match=r"hvd.init\(\)"):
         hvd.SyncBatchNormalization()(tf.zeros([1, 1]), training=True)

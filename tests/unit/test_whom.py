@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hvdext.comm import SoloComm
-from hvdext.process_sets import ProcessSet, global_process_set
+from hvdext.comm.communicator import SoloComm
+from hvdext.comm.process_sets import ProcessSet, global_process_set
 from hvdext.sync.whom import Everyone, Exponential, Group, Hierarchical, Pairs, Ring, Turn
 from hvdext.testing import Room, ThreadComm, run_ranks
 

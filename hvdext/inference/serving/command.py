@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("starlette", "uvicorn", "httptools", "uvloop", "orjson", "prometheus_client")
 _END_SECONDS = 10.0  # that the front may take to end after it has drained
-SCOPE = "hvdext-serve"  # on the launcher's board, which is the job's own
+SCOPE = "hvdext-serve"  # on the launcher's store, which is the job's own
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,8 +77,8 @@ def _follow(job: Job) -> int:
 
 
 def _looker(job):
-    """Looks where the front is: at --coordinator, or on the launcher's board."""
-    from hvdext.board import Board
+    """Looks where the front is: at --coordinator, or on the launcher's store."""
+    from hvdext.comm.kv_store import KeyValueStore
     from hvdext.inference.serving.supervisor import Front, FrontMissing
 
     address = where_front_listens(job.args)
@@ -86,7 +86,7 @@ def _looker(job):
     def look() -> Front | None:
         if address is not None:
             return Front((address,), os.environ[TOKEN])
-        text = Board(job.where.kv_store, SCOPE).read("front")
+        text = KeyValueStore(job.where.kv_store, SCOPE).read("front")
         if text is None:
             return None
         note = json.loads(text)

@@ -19,7 +19,7 @@ import psutil
 import uvicorn
 import uvloop
 
-from hvdext.board import Board
+from hvdext.comm.kv_store import KeyValueStore
 from hvdext.inference.serving import command, naming, options
 from hvdext.inference.serving.core import ServingCore
 from hvdext.inference.serving.draining import CloseWhenDraining
@@ -44,7 +44,7 @@ def lead(job: Job) -> int:
         return uvloop.run(_Front(job).run())
     except (OSError, ValueError, ServiceError, options.ServeError) as error:
         if job.where.kv_store is not None:
-            Board(job.where.kv_store, command.SCOPE).post("front", json.dumps({"error": str(error)}))
+            KeyValueStore(job.where.kv_store, command.SCOPE).post("front", json.dumps({"error": str(error)}))
         raise options.ServeError(error) from error
 
 
@@ -82,7 +82,7 @@ class _Front:
         addresses = await self._meet(meeting)
         if job.where.kv_store is not None:
             text = json.dumps({"addresses": addresses, "token": token})
-            await asyncio.to_thread(Board(job.where.kv_store, command.SCOPE).post, "front", text)
+            await asyncio.to_thread(KeyValueStore(job.where.kv_store, command.SCOPE).post, "front", text)
         self._supervise(Front(tuple(addresses), token))
         self._take_signals()
         self._start(self._announce(listener, versions[: len(args.models)]))

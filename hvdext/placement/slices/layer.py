@@ -10,9 +10,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hvdext.comm import Communicator
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.grid import Grid, slices_of
 from hvdext.keras_tools.slice_marks import Slice, mark, require_divides
-from hvdext.placement.grid import Grid, slices_of
 from hvdext.placement.slices import updates  # noqa: F401 (optimizers must know of cut variables)
 from hvdext.placement.slices.operators import named, reduce
 

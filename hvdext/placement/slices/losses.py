@@ -14,10 +14,10 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from hvdext.comm import Communicator
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.grid import slices_of
+from hvdext.comm.names import numbered
 from hvdext.common.arguments import suggests_keywords
-from hvdext.graph_names import numbered
-from hvdext.placement.grid import slices_of
 from hvdext.placement.slices.witness import note
 
 _NAME = "hvdext.slices"

@@ -8,8 +8,9 @@ import keras
 import tensorflow as tf
 from keras.src.models.functional import Functional
 
-from hvdext import agreement
-from hvdext.comm import Communicator, current
+from hvdext.comm import agreement
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
 from hvdext.keras_tools.custom_objects import custom_objects_of, fresh_copy
 from hvdext.keras_tools.derived import settle

@@ -8,13 +8,13 @@ import keras
 import tensorflow as tf
 from keras.src.models.functional import Functional
 
-from hvdext import agreement
+from hvdext.comm import agreement
+from hvdext.comm.grid import Grid, slices_of
 from hvdext.common.arguments import suggests_keywords
 from hvdext.keras_tools.deferred import first_value
 from hvdext.keras_tools.derived import derive_anew
 from hvdext.keras_tools.functional import inputs_like, is_builder, unallocated
 from hvdext.keras_tools.slice_marks import mark_of
-from hvdext.placement.grid import Grid, slices_of
 from hvdext.placement.slices.attention import SlicedGroupQueryAttention, SlicedMultiHeadAttention
 from hvdext.placement.slices.convolution import SlicedConv2D
 from hvdext.placement.slices.dense import ColumnDense, RowDense

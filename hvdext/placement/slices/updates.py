@@ -22,7 +22,7 @@ import keras
 import tensorflow as tf
 from keras.optimizers import LossScaleOptimizer
 
-from hvdext.comm import Communicator
+from hvdext.comm.communicator import Communicator
 from hvdext.exchange import squared_norm
 from hvdext.keras_tools.slice_marks import mark_of
 from hvdext.keras_tools.xla import refuse_xla

@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 from hvdext import data
-from hvdext.comm import SoloComm, use
+from hvdext.comm.communicator import SoloComm
+from hvdext.comm.current import use
 from hvdext.data import service
 from hvdext.testing import run_ranks
 

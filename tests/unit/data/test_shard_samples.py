@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 from hvdext import data
-from hvdext.comm import SoloComm, use
+from hvdext.comm.communicator import SoloComm
+from hvdext.comm.current import use
 from hvdext.testing import run_ranks
 
 ALL_SIZES = pytest.mark.parametrize("size", [1, 2, 3, 4])

@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from hvdext.comm import SoloComm, current, use
+from hvdext.comm.communicator import SoloComm
+from hvdext.comm.current import current, use
 from hvdext.inference import deploy as module
 from hvdext.inference import hosts
 from hvdext.inference.chain import hand_on

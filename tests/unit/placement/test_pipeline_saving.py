@@ -11,9 +11,9 @@ import pipeline_cases as cases
 import pytest
 
 import hvdext as hvd
+from hvdext.comm.failures import raise_on_all
 from hvdext.keras_tools.custom_objects import fresh_copy
 from hvdext.placement.plain import compile_alike
-from hvdext.placement.together import raise_together
 from hvdext.testing import run_ranks
 
 layers = keras.layers
@@ -160,16 +160,18 @@ def test_files_that_cannot_be_written_or_read_fail_on_all_ranks(tmp_path):
     first, second = run_ranks(2, run)
     assert first[:3] == second[:3]
     assert "save of the pipeline 'plain' to" in first[0]
-    assert "has failed on rank 0: FileNotFoundError: " in first[0]
-    assert "has failed on rank 1: FileNotFoundError: " in first[3]
+    assert "has failed:\n  rank 0: FileNotFoundError: " in first[0]
+    assert "has failed:\n  rank 1: FileNotFoundError: " in first[3]
     assert "a file whose model was saved with the state of an optimizer" in first[4]
 
 
 def test_a_failure_of_another_kind():
     def run(comm):
-        raise_together(comm, "nothing", None)
-        with pytest.raises(RuntimeError, match="drawing has failed on rank 1: KeyError: 'pen'"):
-            raise_together(comm, "drawing", KeyError("pen") if comm.rank == 1 else None)
+        raise_on_all(comm, None, "nothing", "hvdext.test.problem")
+        with pytest.raises(RuntimeError, match="drawing has failed:\n  rank 1: KeyError: 'pen'"):
+            raise_on_all(
+                comm, KeyError("pen") if comm.rank == 1 else None, "drawing has failed", "hvdext.test.problem"
+            )
 
     run_ranks(2, run)
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import hvdext as hvd
-from hvdext.comm import SoloComm, use
+from hvdext.comm.communicator import SoloComm
+from hvdext.comm.current import use
 from hvdext.keras_tools.slice_marks import Slice, cut_axis
 from hvdext.testing import run_ranks
 

@@ -9,7 +9,8 @@ import pytest
 from slice_programs import whole_over
 
 import hvdext as hvd
-from hvdext.comm import SoloComm, use
+from hvdext.comm.communicator import SoloComm
+from hvdext.comm.current import use
 from hvdext.testing import run_ranks
 
 RULES = {"table": "rows", "attention": "heads", "up": "column", "down": "row", "logits": "vocabulary"}

@@ -1,4 +1,4 @@
-"""The job's notice board: short texts that outlive a stuck collective.
+"""The job's key-value store: short texts that outlive a stuck collective.
 
 horovodrun keeps a small key-value server open for the ranks to find each other. It goes on answering
 while the engine hangs, which makes it the place to ask who is missing. Under another launcher rank 0
@@ -18,13 +18,13 @@ import psutil
 
 from hvdext.common.launcher import kv_store_address
 
-if TYPE_CHECKING:  # hvd.run uses the board without TensorFlow
-    from hvdext.comm import Communicator
+if TYPE_CHECKING:  # hvd.run uses the store without TensorFlow
+    from hvdext.comm.communicator import Communicator
 
-_SECONDS = 3.0  # per request: the board must never become a wait of its own
+_SECONDS = 3.0  # per request: the store must never become a wait of its own
 
 
-class Board:
+class KeyValueStore:
     """A key-value server that every rank can reach.
 
     Args:
@@ -36,22 +36,22 @@ class Board:
         self._url = f"http://{address}/{scope}/"
 
     def post(self, key: str, text: str) -> None:
-        """Writes `text` under `key`. A board out of reach is not an error: the launcher may be ending."""
+        """Writes `text` under `key`. A store out of reach is not an error: the launcher may be ending."""
         request = urllib.request.Request(self._url + key, data=text.encode(), method="PUT")
         self._open(request)
 
     def read(self, key: str) -> str | None:
-        """The text under `key`; None if there is none or the board is out of reach."""
+        """The text under `key`; None if there is none or the store is out of reach."""
         answer = self._open(urllib.request.Request(self._url + key))
         return None if answer is None else answer.decode()
 
     def holds(self, key: str) -> bool:
-        """Whether there is anything under `key`, text or not; False if the board is out of reach."""
+        """Whether there is anything under `key`, text or not; False if the store is out of reach."""
         return self._open(urllib.request.Request(self._url + key)) is not None
 
     @staticmethod
     def _open(request):
-        # No proxies: the board is the job's own.
+        # No proxies: the store is the job's own.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(request, timeout=_SECONDS) as response:
@@ -60,28 +60,28 @@ class Board:
             return None
 
 
-def shared_board(comm: Communicator) -> Board | None:
-    """The job's board: the launcher's, or else one that rank 0 opens. Every rank must call it.
+def shared_store(comm: Communicator) -> KeyValueStore | None:
+    """The job's store: the launcher's, or else one that rank 0 opens. Every rank must call it.
 
     Returns:
         None if this rank reaches none of rank 0's addresses.
     """
     address = kv_store_address(os.environ)
-    return Board(address, "hvdext") if address else own_board(comm)
+    return KeyValueStore(address, "hvdext") if address else own_store(comm)
 
 
-def own_board(comm: Communicator) -> Board | None:
-    """A board that rank 0 opens and every rank reaches, or None. Every rank must call it."""
+def own_store(comm: Communicator) -> KeyValueStore | None:
+    """A store that rank 0 opens and every rank reaches, or None. Every rank must call it."""
     # A scope of this job's own: on another host the same port may belong to another job.
     opened = (open_server(), f"hvdext-{secrets.token_hex(8)}") if comm.rank == 0 else None
     addresses, scope = comm.broadcast_object(opened, 0, "hvdext.board.addresses")
     if comm.rank == 0:
-        Board(addresses[0], scope).post("open", "yes")
+        KeyValueStore(addresses[0], scope).post("open", "yes")
     comm.barrier("hvdext.board.open")
     for address in addresses:
-        board = Board(address, scope)
-        if board.read("open") == "yes":
-            return board
+        store = KeyValueStore(address, scope)
+        if store.read("open") == "yes":
+            return store
     return None
 
 

@@ -9,8 +9,9 @@ result of the collective alive (an operation nobody reads would be pruned, and i
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import tensorflow as tf
 
@@ -67,9 +68,14 @@ class Ledger:
 
     Args:
         job_size: how many ranks the job has.
+
+    Attributes:
+        notes: what others keep once per job, each under a key of its own: it lives as long as the ranks stay
+            joined, and is gone after a restart.
     """
 
     def __init__(self, job_size: int) -> None:
+        self.notes: dict[Hashable, Any] = {}
         self._job_size = job_size
         self._entries: dict[tuple[str, tuple[int, ...]], Entry] = {}
         self._lock = threading.Lock()

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from hvdext.comm.build_info import mpi_built
+from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
 
 
@@ -109,8 +111,6 @@ class _GlobalProcessSet(ProcessSet):
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        from hvdext.comm import current
-
         return current().ranks
 
     @property
@@ -126,22 +126,10 @@ global_process_set: ProcessSet = _GlobalProcessSet()
 
 def registered_sets() -> dict[tuple[int, ...], int]:
     """Maps the ranks of each registered set to the engine's number of it; empty before `hvd.init()`."""
-    from hvdext import comm as comm_module
-
     try:
-        comm = comm_module.current()
+        return current().registered_sets()
     except RuntimeError:
         return {}
-    known = {comm.ranks: 0}
-    if isinstance(comm, comm_module.HorovodComm):
-        from horovod.tensorflow import mpi_ops
-
-        try:
-            numbers = mpi_ops._basics._get_process_set_ids_and_ranks()
-        except ValueError:  # a rank has left, and with it the engine
-            return known
-        known |= {tuple(sorted(ranks)): number for number, ranks in numbers.items()}
-    return known
 
 
 def are_ranks(members: list) -> bool:
@@ -165,8 +153,6 @@ def require_mpi(argument: str) -> None:
     Raises:
         ValueError: if Horovod was built without MPI, or is not installed.
     """
-    from hvdext.build_info import mpi_built
-
     if not mpi_built():
         raise ValueError(
             f"`{argument}` must hold ranks, such as hvd.ProcessSet([0, 1]), where Horovod is built without "
@@ -179,7 +165,5 @@ def _printed(received, members):
 
 
 def _global_rank() -> int:
-    from hvdext.comm import current
-
     comm = current()
     return comm.ranks[comm.rank]

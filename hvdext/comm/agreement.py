@@ -10,7 +10,8 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping
 
-from hvdext.comm import Communicator
+from hvdext.comm.communicator import Communicator
+from hvdext.common.wording import named_ranks
 
 _LINES = 20  # differences spelled out; more are counted
 
@@ -67,13 +68,9 @@ def disagreement(subject: str, everyone: list[dict[str, str]], ranks: tuple[int,
         for rank, facts in zip(ranks, everyone, strict=True):
             holders[facts.get(key, "(missing)")].append(rank)
         if len(holders) > 1:
-            views = "; ".join(f"{_ranks(who)}: {value}" for value, who in holders.items())
+            views = "; ".join(f"{named_ranks(who)}: {value}" for value, who in holders.items())
             lines.append(f"  {key}: {views}")
     shown = lines[:_LINES]
     if len(lines) > _LINES:
         shown.append(f"  and {len(lines) - _LINES} more")
     return "\n".join([f"The ranks disagree about {subject}:", *shown])
-
-
-def _ranks(ranks: list[int]) -> str:
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"

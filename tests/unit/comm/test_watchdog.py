@@ -7,8 +7,8 @@ import sys
 import pytest
 import tensorflow as tf
 
-from hvdext.ledger import Ledger
-from hvdext.watchdog import EXIT_CODE, Note, Watchdog, verdict
+from hvdext.comm.ledger import Ledger
+from hvdext.comm.watchdog import EXIT_CODE, Note, Watchdog, verdict
 
 NAME = "hvdext.grad.sgd.0"
 
@@ -64,7 +64,7 @@ def test_a_collective_of_some_ranks_is_labelled_with_them():
 
 
 class _Notes:
-    """A board whose texts are given."""
+    """A store whose texts are given."""
 
     def __init__(self, texts):
         self._texts = texts
@@ -76,13 +76,13 @@ class _Notes:
 def test_a_join_waits_as_long_as_the_others_get_on():
     ledger = Ledger(2)
     ledger.entry("hvdext.join", (0, 1)).start([tf.constant(1)])
-    board = {"1": '{"time": 1.0, "progress": {"hvdext.grad.sgd.0": [3, 2]}}'}
-    watchdog = Watchdog(0, ledger, _Notes(board), 1.0)
+    store = {"1": '{"time": 1.0, "progress": {"hvdext.grad.sgd.0": [3, 2]}}'}
+    watchdog = Watchdog(0, ledger, _Notes(store), 1.0)
     assert watchdog._others_advance()
     assert not watchdog._others_advance()
-    board["1"] = '{"time": 2.0, "progress": {"hvdext.grad.sgd.0": [4, 3]}}'
+    store["1"] = '{"time": 2.0, "progress": {"hvdext.grad.sgd.0": [4, 3]}}'
     assert watchdog._others_advance()
-    del board["1"]
+    del store["1"]
     assert not watchdog._others_advance()
 
 
@@ -99,11 +99,11 @@ def test_a_note_cut_short_counts_as_none(text):
 _PROGRAM = """
 import json
 import time
-from hvdext.ledger import Ledger
-from hvdext.watchdog import Watchdog
+from hvdext.comm.ledger import Ledger
+from hvdext.comm.watchdog import Watchdog
 import tensorflow as tf
 
-class Board:
+class KeyValueStore:
     # Keeps what this rank posts. The others: rank 2 is one step behind, ranks 1 and 3 never report.
     def __init__(self):
         behind = {{"hvdext.test.wait of ranks [0, 2]": [0, 0]}}
@@ -119,13 +119,13 @@ def asleep_in_the_main_thread():
 ledger = Ledger(4)
 if {waiting}:
     ledger.entry("hvdext.test.wait", {ranks}).start([tf.constant(1)])
-Watchdog(0, ledger, {board}, deadline=1.0).start()
+Watchdog(0, ledger, {store}, deadline=1.0).start()
 asleep_in_the_main_thread()
 """
 
 
-def _run(waiting, seconds, ranks=(0, 1, 2, 3), board=None):
-    program = _PROGRAM.format(waiting=waiting, seconds=seconds, ranks=ranks, board=board)
+def _run(waiting, seconds, ranks=(0, 1, 2, 3), store=None):
+    program = _PROGRAM.format(waiting=waiting, seconds=seconds, ranks=ranks, store=store)
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=90)
 
 
@@ -139,7 +139,7 @@ def test_a_waiting_process_is_ended_with_a_verdict_and_its_stacks():
 
 
 def test_only_members_of_the_process_set_are_accused():
-    ended = _run(waiting=True, seconds=60, ranks=(0, 2), board="Board()")
+    ended = _run(waiting=True, seconds=60, ranks=(0, 2), store="KeyValueStore()")
     assert ended.returncode == EXIT_CODE
     assert "in collective 'hvdext.test.wait of ranks [0, 2]', step 1" in ended.stderr
     assert "rank 2 has not arrived: it has started this collective 0 times" in ended.stderr
@@ -148,7 +148,7 @@ def test_only_members_of_the_process_set_are_accused():
 
 
 def test_among_all_ranks_every_missing_one_is_accused():
-    ended = _run(waiting=True, seconds=60, board="Board()")
+    ended = _run(waiting=True, seconds=60, store="KeyValueStore()")
     for other in (1, 2, 3):
         assert f"rank {other} has not arrived" in ended.stderr
 
@@ -169,7 +169,7 @@ class _Board(_Notes):
 def ended(monkeypatch):
     """What a watchdog would have ended its process with."""
     texts = []
-    monkeypatch.setattr("hvdext.watchdog._end", texts.append)
+    monkeypatch.setattr("hvdext.comm.watchdog._end", texts.append)
     return texts
 
 
@@ -180,27 +180,27 @@ def _notes(**started):
     }
 
 
-def _waiting(rank, board, elastic=True):
+def _waiting(rank, store, elastic=True):
     ledger = Ledger(3)
     ledger.entry(NAME, (0, 1, 2))
-    return Watchdog(rank, ledger, board, deadline=10.0, elastic=elastic)
+    return Watchdog(rank, ledger, store, deadline=10.0, elastic=elastic)
 
 
 def test_the_missing_rank_is_asked_to_end_and_does(ended, capfd):
-    board = _Board(_notes(rank0=3, rank1=2, rank2=3))
-    _waiting(0, board)._overdue(NAME, 3, 11.0)
+    store = _Board(_notes(rank0=3, rank1=2, rank2=3))
+    _waiting(0, store)._overdue(NAME, 3, 11.0)
     assert ended == []
     assert "rank 0 has waited 11 s for rank 1 in collective" in capfd.readouterr().err
-    _waiting(2, board)._heed()
+    _waiting(2, store)._heed()
     assert ended == []
-    _waiting(1, board)._heed()
+    _waiting(1, store)._heed()
     (text,) = ended
     assert f"ending this process, rank 1: rank 0 has waited 11 s for rank 1 in collective '{NAME}'" in text
 
 
 def test_a_request_from_an_earlier_life_is_not_meant(ended):
-    board = _Board({"end.1": "rank 0 has waited"})
-    watchdog = _waiting(1, board)
+    store = _Board({"end.1": "rank 0 has waited"})
+    watchdog = _waiting(1, store)
     watchdog.start()
     watchdog.stop()
     watchdog._heed()
@@ -221,7 +221,7 @@ def test_a_rank_that_does_not_end_leaves_no_choice(ended):
     ids=["not elastic", "nobody is missing"],
 )
 def test_nobody_else_is_asked(ended, elastic, notes):
-    board = _Board(_notes(rank0=3, **notes))
-    _waiting(0, board, elastic)._overdue(NAME, 3, 11.0)
+    store = _Board(_notes(rank0=3, **notes))
+    _waiting(0, store, elastic)._overdue(NAME, 3, 11.0)
     assert len(ended) == 1
-    assert [board.read(f"end.{rank}") for rank in range(3)] == [None] * 3
+    assert [store.read(f"end.{rank}") for rank in range(3)] == [None] * 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 
-from hvdext.comm import Communicator
+from hvdext.comm.communicator import Communicator
 
 
 class Once:

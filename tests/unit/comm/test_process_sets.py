@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import hvdext as hvd
-from hvdext.comm import current
+from hvdext.comm.current import current
 from hvdext.testing import run_ranks
 
 
@@ -54,7 +54,9 @@ def test_the_global_set_does_wherever_a_set_is_accepted():
         gradient = tape.gradient(loss, [source])[0].numpy()
         copied = keras.Variable(comm.rank + 5.0)
         hvd.broadcast_variables([copied], root_rank=1, process_set=everyone, inplace=True)
-        total = current().subset(everyone).allreduce([tf.constant(comm.rank + 1)], "hvdext.demo")[0].numpy()
+        total = (
+            current().subset(everyone.ranks).allreduce([tf.constant(comm.rank + 1)], "hvdext.demo")[0].numpy()
+        )
         return [variable.numpy(), gradient, copied.numpy(), total]
 
     np.testing.assert_allclose(run_ranks(2, one_rank), [[-0.5, 1.5, 6, 3], [0.5, 1.5, 6, 3]])
@@ -88,10 +90,10 @@ def test_mpi_communicators(monkeypatch):
         pass
 
     monkeypatch.setitem(sys.modules, "mpi4py.MPI", types.SimpleNamespace(Comm=Comm))
-    monkeypatch.setattr("hvdext.build_info.mpi_built", lambda: False)
+    monkeypatch.setattr("hvdext.comm.process_sets.mpi_built", lambda: False)
     with pytest.raises(ValueError, match=r"`ranks_or_comm` must hold ranks.*built without MPI"):
         hvd.ProcessSet(Comm())
-    monkeypatch.setattr("hvdext.build_info.mpi_built", lambda: True)
+    monkeypatch.setattr("hvdext.comm.process_sets.mpi_built", lambda: True)
     comm = Comm()
     made = hvd.ProcessSet(comm)
     assert made.mpi_comm is comm

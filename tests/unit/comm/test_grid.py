@@ -6,8 +6,9 @@ import pytest
 import tensorflow as tf
 
 import hvdext as hvd
-from hvdext.comm import SoloComm, current, use
-from hvdext.placement.grid import Axes, groups, place_of
+from hvdext.comm.communicator import SoloComm
+from hvdext.comm.current import current, use
+from hvdext.comm.grid import Axes, groups, place_of
 from hvdext.testing import run_ranks
 
 

@@ -17,10 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hvdext import agreement
-from hvdext.comm import Communicator, HorovodComm, current, use
+from hvdext.comm import agreement
+from hvdext.comm.communicator import Communicator
+from hvdext.comm.current import current, use
+from hvdext.comm.horovod_comm import HorovodComm
+from hvdext.comm.process_sets import ProcessSet
+from hvdext.comm.registration import add_process_set
 from hvdext.common.arguments import suggests_keywords
-from hvdext.process_sets import ProcessSet
 
 _thread = threading.local()
 
@@ -86,7 +89,7 @@ class Grid:
         me = comm.ranks[comm.rank]
         mine = [next(one for one in row if me in one.ranks) for row in sets]
         self.everyone = comm
-        self.data, self.pipeline, self.slices = (comm.subset(one) for one in mine)
+        self.data, self.pipeline, self.slices = (comm.subset(one.ranks) for one in mine)
         self.data_set = mine[0]
 
     @contextlib.contextmanager
@@ -161,8 +164,6 @@ def register(comm: Communicator, sets: Sequence[ProcessSet]) -> None:
     Raises:
         ValueError: on every rank alike, without `hvd.init(process_sets="dynamic")`, if one is missing.
     """
-    from hvdext.runtime import add_process_set
-
     if not isinstance(comm, HorovodComm):
         return
     for process_set in sets:

@@ -1,13 +1,13 @@
 """No collective waits for ever: after a deadline the process ends and says who is missing.
 
 The engine's own stall check tells nothing under its Gloo controller unless it was repaired, so this one
-stands on its own. A thread of each rank reads the marks that collectives leave (`hvdext.ledger`) and posts
-them on the job's notice board. When a collective has waited longer than the deadline, the thread reads
-everybody's notes, names the ranks that have not started it, and ends the process; the launcher then ends
-the others.
+stands on its own. A thread of each rank reads the marks that collectives leave (`hvdext.comm.ledger`) and
+posts them on the job's key-value store. When a collective has waited longer than the deadline, the thread
+reads everybody's notes, names the ranks that have not started it, and ends the process; the launcher then
+ends the others.
 
 In an elastic job that would be the wrong process: the launcher starts anew with those that are left, and
-waits for a rank that hangs for ever. There the waiting rank asks the missing ones, over the board, to end;
+waits for a rank that hangs for ever. There the waiting rank asks the missing ones, over the store, to end;
 the watchdog of each does so, and the others go on. Only when that does not help the waiting rank ends.
 """
 
@@ -24,8 +24,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hvdext.board import Board
-from hvdext.ledger import Ledger
+from hvdext.comm.kv_store import KeyValueStore
+from hvdext.comm.ledger import Ledger
 
 EXIT_CODE = 124  # as timeout(1)
 JOIN = "hvdext.join"  # the one collective that may wait for long, as long as the others get on
@@ -51,14 +51,20 @@ class Watchdog:
     Args:
         rank: this process.
         ledger: whose marks to watch.
-        board: where ranks post their progress; None if this rank reaches none, and then the message
+        store: where ranks post their progress; None if this rank reaches none, and then the message
             cannot name the missing ranks.
         deadline: seconds that a collective may wait.
         elastic: whether the launcher goes on without a process that has ended.
     """
 
     def __init__(
-        self, rank: int, ledger: Ledger, board: Board | None, deadline: float, *, elastic: bool = False
+        self,
+        rank: int,
+        ledger: Ledger,
+        store: KeyValueStore | None,
+        deadline: float,
+        *,
+        elastic: bool = False,
     ):
         self._rank = rank
         self._elastic = elastic
@@ -66,15 +72,15 @@ class Watchdog:
         self._asked: set[tuple[str, int]] = set()  # the waits whose missing ranks were asked to end
         self._finished: dict[int, int] = {}  # collectives by rank, when a join was last overdue
         self._ledger = ledger
-        self._board = board
+        self._store = store
         self._deadline = deadline
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="hvdext-watchdog", daemon=True)
 
     def start(self) -> None:
         """Begins to watch; ends by itself when the interpreter exits."""
-        if self._elastic and self._board is not None:
-            self._board.post(_request_key(self._rank), "")  # meant for an earlier bearer of this number
+        if self._elastic and self._store is not None:
+            self._store.post(_request_key(self._rank), "")  # meant for an earlier bearer of this number
         self._thread.start()
         atexit.register(self.stop)
 
@@ -113,28 +119,28 @@ class Watchdog:
         return any(count > before.get(rank, 0) for rank, count in finished.items())
 
     def _post(self, progress):
-        if self._board is not None:
+        if self._store is not None:
             note = {"time": time.time(), "progress": progress}
-            self._board.post(str(self._rank), json.dumps(note))
+            self._store.post(str(self._rank), json.dumps(note))
 
     def _overdue(self, name, run, waited):
         try:
-            # A board that has lost this rank's own note is out of reach.
+            # A store that has lost this rank's own note is out of reach.
             has_board = self._read(self._rank) is not None
             others = [rank for rank in self._ledger.members(name) if rank != self._rank]
             notes = {rank: self._read(rank) for rank in others} if has_board else {}
             behind = [rank for rank, note in notes.items() if _starts(note, name) < run]
-            # Time for the others to look at the board, to end, and for this rank to hear of it.
+            # Time for the others to look at the store, to end, and for this rank to hear of it.
             in_time = waited < self._deadline + 3 * self._interval + _SECONDS_TO_END
-            if self._elastic and self._board is not None and behind and in_time:
-                self._ask(self._board, behind, name, run, waited)
+            if self._elastic and self._store is not None and behind and in_time:
+                self._ask(self._store, behind, name, run, waited)
                 return
             text = verdict(self._rank, name, run, waited, notes, has_board)
         except Exception:  # whatever happens here, the wait has to end
             text = traceback.format_exc()
         _end(text)
 
-    def _ask(self, board, ranks, name, run, waited):
+    def _ask(self, store, ranks, name, run, waited):
         if (name, run) in self._asked:
             return
         self._asked.add((name, run))
@@ -145,16 +151,16 @@ class Watchdog:
         sys.stderr.write(f"\nhvdext: {text}; asking {_ranks(ranks)} to end, so that the others go on.\n")
         sys.stderr.flush()
         for rank in ranks:
-            board.post(_request_key(rank), text)
+            store.post(_request_key(rank), text)
 
     def _heed(self):
         """Ends this process if another rank has asked for it."""
-        request = self._board.read(_request_key(self._rank)) if self._board is not None else None
+        request = self._store.read(_request_key(self._rank)) if self._store is not None else None
         if request:
             _end(f"\nhvdext: ending this process, rank {self._rank}: {request}.\n")
 
     def _read(self, rank):
-        text = self._board.read(str(rank)) if self._board is not None else None
+        text = self._store.read(str(rank)) if self._store is not None else None
         try:
             note = json.loads(text or "")
         except ValueError:  # none, or cut short
@@ -196,7 +202,7 @@ def verdict(
                 f"(last report {note.age:.0f} s ago)"
             )
     if not has_board:
-        lines.append("  Which ranks are missing is not known: this rank reaches no notice board.")
+        lines.append("  Which ranks are missing is not known: this rank reaches no key-value store.")
     elif missing:
         lines += missing
     else:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hvdext import agreement
+from hvdext.comm import agreement
 from hvdext.testing import run_ranks
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hvdext.comm import current
+from hvdext.comm.current import current
 
 
 def mpi_built() -> bool:

@@ -1,4 +1,4 @@
-"""The notice board that rank 0 opens where the launcher has none."""
+"""The key-value store that rank 0 opens where the launcher has none."""
 
 import json
 import time
@@ -6,20 +6,20 @@ import urllib.request
 
 import pytest
 
-from hvdext.board import Board, open_server, own_board
-from hvdext.ledger import Ledger
+from hvdext.comm.kv_store import KeyValueStore, open_server, own_store
+from hvdext.comm.ledger import Ledger
+from hvdext.comm.watchdog import Watchdog
 from hvdext.testing import run_ranks
-from hvdext.watchdog import Watchdog
 
 pytest.importorskip("horovod.runner.http.http_server", reason="the server is Horovod's", exc_type=ImportError)
 
 
 def test_ranks_read_each_others_notes():
     def run(comm):
-        board = own_board(comm)
-        board.post(str(comm.rank), f"from {comm.rank}")
+        store = own_store(comm)
+        store.post(str(comm.rank), f"from {comm.rank}")
         comm.barrier("hvdext.test.posted")
-        found = [board.read(str(rank)) for rank in range(4)]
+        found = [store.read(str(rank)) for rank in range(4)]
         comm.barrier("hvdext.test.read")
         return found
 
@@ -28,11 +28,11 @@ def test_ranks_read_each_others_notes():
 
 def test_a_note_cut_short_counts_as_none():
     def run(comm):
-        board = own_board(comm)
+        store = own_store(comm)
         whole = json.dumps({"time": time.time(), "progress": {"hvdext.grad.x.0": [comm.rank, 0]}})
-        board.post(str(comm.rank), whole[:-9] if comm.rank == 1 else whole)
+        store.post(str(comm.rank), whole[:-9] if comm.rank == 1 else whole)
         comm.barrier("hvdext.test.posted")
-        watchdog = Watchdog(comm.rank, Ledger(3), board, 1.0)
+        watchdog = Watchdog(comm.rank, Ledger(3), store, 1.0)
         notes = [watchdog._read(rank) for rank in range(3)]
         comm.barrier("hvdext.test.read")
         return [note and note.progress for note in notes]
@@ -46,13 +46,13 @@ def test_what_is_no_text_is_there_all_the_same():
     (address, *_) = open_server()
     request = urllib.request.Request(f"http://{address}/global/0", data=b"\x02\x85", method="PUT")
     urllib.request.urlopen(request, timeout=10).close()
-    board = Board(address, "global")
-    assert board.holds("0")
-    assert not board.holds("1")
+    store = KeyValueStore(address, "global")
+    assert store.holds("0")
+    assert not store.holds("1")
 
 
 def test_a_board_out_of_reach_holds_nothing():
-    board = Board("127.0.0.1:9", "hvdext")  # nobody listens there
-    board.post("0", "lost")
-    assert board.read("0") is None
-    assert not board.holds("0")
+    store = KeyValueStore("127.0.0.1:9", "hvdext")  # nobody listens there
+    store.post("0", "lost")
+    assert store.read("0") is None
+    assert not store.holds("0")

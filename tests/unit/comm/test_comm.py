@@ -13,8 +13,8 @@ import tensorflow as tf
 
 import hvdext as hvd
 from hvdext import engine, runtime
-from hvdext.comm import SoloComm, current, set_process_comm, use
-from hvdext.process_sets import ProcessSet
+from hvdext.comm.communicator import SoloComm
+from hvdext.comm.current import current, set_process_comm, use
 from hvdext.testing import Room, run_ranks
 
 # -- alone ---------------------------------------------------------------------------------------------
@@ -36,9 +36,9 @@ def test_alone_everything_comes_back():
 
 def test_alone_only_the_set_of_rank_0_exists():
     comm = SoloComm()
-    assert comm.subset(ProcessSet([0])) is comm
+    assert comm.subset([0]) is comm
     with pytest.raises(ValueError, match="must contain the rank"):
-        comm.subset(ProcessSet([1]))
+        comm.subset([1])
 
 
 # -- several ranks -------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def test_collectives_have_proper_names(name):
 
 def test_a_subset_talks_among_itself():
     def run(comm):
-        half = comm.subset(ProcessSet([0, 2] if comm.rank % 2 == 0 else [1, 3]))
+        half = comm.subset([0, 2] if comm.rank % 2 == 0 else [1, 3])
         (summed,) = half.allreduce([tf.constant(comm.rank)], "hvdext.half")
         return half.rank, half.ranks, int(summed)
 
@@ -330,7 +330,7 @@ def test_ranks_must_add_the_same_set():
 def test_a_set_of_all_ranks_can_be_added_and_used():
     def run(comm):
         everybody = hvd.add_process_set(range(comm.size))
-        (summed,) = comm.subset(everybody).allreduce([tf.constant(comm.rank + 1)], "hvdext.all")
+        (summed,) = comm.subset(everybody.ranks).allreduce([tf.constant(comm.rank + 1)], "hvdext.all")
         return everybody.ranks, int(summed)
 
     assert run_ranks(3, run) == [((0, 1, 2), 6)] * 3
