@@ -11,15 +11,15 @@ import tensorflow as tf
 
 from hvdext import fusion
 from hvdext.accumulation import kind_of
-from hvdext.adasum import adasum
+from hvdext.collectives.adasum import adasum
+from hvdext.collectives.compression import Compression, allreduce_fp16, check_compression
+from hvdext.collectives.reduce_op import ReduceOp
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import current
 from hvdext.comm.names import cleaned
 from hvdext.comm.process_sets import ProcessSet
-from hvdext.compression import Compression, allreduce_fp16, check_compression
 from hvdext.keras_tools.selection import Select, check_select, described, identity_of, path_of, selected
-from hvdext.reduce_op import ReduceOp
 
 
 class GradientExchange:

@@ -12,8 +12,8 @@ import h5py  # type: ignore[import-untyped]
 import keras
 import numpy as np
 
+from hvdext.collectives.compression import Compression
 from hvdext.common.arguments import suggests_keywords
-from hvdext.compression import Compression
 from hvdext.keras_tools.optimizers import build
 from hvdext.optimizer import DistributedOptimizer
 

@@ -21,17 +21,17 @@ import tensorflow as tf
 from keras.optimizers import LossScaleOptimizer
 
 from hvdext.accumulation import Accumulator
+from hvdext.collectives.compression import Compression
+from hvdext.collectives.reduce_op import ReduceOp
 from hvdext.comm import agreement
 from hvdext.comm.ledger import Ledger
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import suggests_keywords
-from hvdext.compression import Compression
 from hvdext.exchange import GradientExchange, is_overwritten, map_gradient
 from hvdext.keras_tools.optimizers import build, configuration, innermost, loss_scale
 from hvdext.keras_tools.selection import Select, described, path_of
 from hvdext.keras_tools.xla import refuse_xla
 from hvdext.placement.slices import updates  # noqa: F401 (before Keras' `apply` is hooked here: it is inside)
-from hvdext.reduce_op import ReduceOp
 from hvdext.uneven import RollCall, empty_gradients, kinds_of
 
 _HOOK = "_hvdext_hook"

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 import keras
 import tensorflow as tf
 
+from hvdext.collectives.compression import Compression
+from hvdext.collectives.reduce_op import ReduceOp
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import suggests_keywords
-from hvdext.compression import Compression
 from hvdext.keras_tools.selection import identity_of
 from hvdext.optimizer import DistributedOptimizer
-from hvdext.reduce_op import ReduceOp
 from hvdext.tape import DistributedGradientTape
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from hvdext.collectives.compression import Compression
+from hvdext.collectives.reduce_op import ReduceOp
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import suggests_keywords
-from hvdext.compression import Compression
 from hvdext.exchange import GradientExchange
 from hvdext.keras_tools.selection import Select, path_of
 from hvdext.optimizer import old_groups
-from hvdext.reduce_op import ReduceOp
 
 # Which exchanges each job has compared over its ranks already.
 _agreed: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()

@@ -8,6 +8,7 @@ import warnings
 import keras
 import tensorflow as tf
 
+from hvdext.collectives.variables import broadcast_variables
 from hvdext.comm import agreement
 from hvdext.comm.current import current
 from hvdext.comm.once import Once
@@ -18,7 +19,6 @@ from hvdext.keras_tools.optimizers import build
 from hvdext.keras_tools.selection import identity_of
 from hvdext.optimizer import exchanges, hook_of
 from hvdext.sync.attachment import attached
-from hvdext.variables import broadcast_variables
 
 
 class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):

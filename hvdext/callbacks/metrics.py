@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from hvdext.callbacks.meeting import check_points, gather
-from hvdext.callbacks.metric_sums import REDUCTIONS, Share, combine
+from hvdext.collectives.metric_sums import REDUCTIONS, Share, combine
 from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 from hvdext.callbacks.best_model import BestModelCheckpoint
 from hvdext.callbacks.meeting import meet
 from hvdext.callbacks.metrics import MetricAverageCallback
+from hvdext.collectives.variables import broadcast_variables
 from hvdext.comm import agreement
 from hvdext.comm.communicator import SoloComm
 from hvdext.comm.current import current, use
@@ -19,7 +20,6 @@ from hvdext.common.arguments import suggests_keywords
 from hvdext.keras_tools.derived import settle
 from hvdext.keras_tools.models import model_variables
 from hvdext.keras_tools.optimizers import build, innermost
-from hvdext.variables import broadcast_variables
 
 _TEST_HOOKS = ("on_test_begin", "on_test_end", "on_test_batch_begin", "on_test_batch_end")
 # Keras' own batch hooks call the older names.

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from hvdext.collectives.digest import check_equal
+from hvdext.collectives.variables import broadcast_variables
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import current
@@ -19,8 +21,6 @@ from hvdext.keras_tools.models import is_built, model_variables
 from hvdext.keras_tools.optimizers import build, innermost
 from hvdext.keras_tools.selection import Select, check_select, path_of, selected
 from hvdext.sync import perturbation, scoring
-from hvdext.sync.digest import check_equal
-from hvdext.variables import broadcast_variables
 
 _NAME = "hvd.callbacks.WarmupPerturbation"
 _SKIPS = "whether to do nothing (the optimizer has made updates, or the callback has run for the model)"

@@ -6,9 +6,9 @@ from hvdext.data.arithmetic import (
     per_rank_batch_size,
     scale_learning_rate,
 )
-from hvdext.data.deal import last_batch_sizes, samples_of_rank, steps_per_epoch
+from hvdext.data.by_load import SharedByLoad, shared_by_load
 from hvdext.data.py_dataset import EndlessPyDataset, ShardedPyDataset
-from hvdext.data.service import SharedByLoad, shared_by_load
+from hvdext.data.sampler import last_batch_sizes, samples_of_rank, steps_per_epoch
 from hvdext.data.sharded_dataset import ShardedDataset
 from hvdext.data.sharding import shard
 

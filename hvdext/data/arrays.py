@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvdext.data.deal import Deal, Share
 from hvdext.data.report import report_deal
+from hvdext.data.sampler import Deal, Share
 from hvdext.data.sharded_dataset import EpochCounter, ShardedDataset, passes
 
 

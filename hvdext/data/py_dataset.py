@@ -6,8 +6,8 @@ import keras
 import numpy as np
 
 from hvdext.common.checks import require_whole
-from hvdext.data.deal import Share
 from hvdext.data.report import report_deal
+from hvdext.data.sampler import Share
 
 
 def shard_py_dataset(source: keras.utils.PyDataset, share: Share) -> keras.utils.PyDataset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from hvdext.data.deal import Deal, Share
+from hvdext.data.sampler import Deal, Share
 
 _logger = logging.getLogger("hvdext.data")
 

@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from hvdext.common.checks import require_whole
 from hvdext.data.arrays import shard_arrays
-from hvdext.data.deal import Order, Share
 from hvdext.data.py_dataset import EndlessPyDataset, ShardedPyDataset, shard_py_dataset
+from hvdext.data.sampler import Order, Share
 from hvdext.data.sharded_dataset import ShardedDataset
 from hvdext.data.tf_dataset import shard_dataset
 

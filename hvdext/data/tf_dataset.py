@@ -8,8 +8,8 @@ from typing import Any
 import tensorflow as tf
 
 from hvdext.common.checks import require_whole
-from hvdext.data.deal import Deal, Share
 from hvdext.data.report import report_deal, report_uncounted
+from hvdext.data.sampler import Deal, Share
 from hvdext.data.sharded_dataset import EpochCounter, ShardedDataset, passes
 
 DEFAULT_SHUFFLE_BUFFER = 10_000  # elements

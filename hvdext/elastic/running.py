@@ -8,11 +8,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from hvdext import runtime
 from hvdext.comm.current import current
 from hvdext.comm.horovod_comm import HorovodComm
 from hvdext.common.arguments import suggests_keywords
 from hvdext.elastic.failure import is_lost_rank, recoverable
+from hvdext.launch import runtime
 
 
 @suggests_keywords

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from hvdext.collective_arguments import place_of_root
+from hvdext.collectives.arguments import place_of_root
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import current

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hvdext.callbacks.metric_sums import Share, combine
+from hvdext.collectives.metric_sums import Share, combine
 from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.checks import require_choice

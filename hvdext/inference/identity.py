@@ -9,9 +9,9 @@ from typing import Any
 
 import keras
 
+from hvdext.collectives.digest import digest
 from hvdext.inference.saved_model import SavedModel
 from hvdext.keras_tools.models import is_built, model_variables
-from hvdext.sync.digest import digest
 
 _WITHOUT_EFFECT = re.compile(  # on predictions
     r"build_config|compile_config|name|seed|trainable|\w+_(constraint|initializer|regularizer)"

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from hvdext.collectives.digest import digest
 from hvdext.comm import agreement
 from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
@@ -19,7 +20,6 @@ from hvdext.optimizer import hook_of
 from hvdext.sync import names
 from hvdext.sync.asynchronous import AsynchronousEngine
 from hvdext.sync.attachment import attach, attached, detach
-from hvdext.sync.digest import digest
 from hvdext.sync.engine import Engine, Exchanged, Totals
 from hvdext.sync.members import members
 from hvdext.sync.rule import Mean, Outer, Pull

@@ -22,6 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from hvdext.collectives.digest import check_equal, digest
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.failures import on_all
@@ -29,7 +30,6 @@ from hvdext.keras_tools.derived import settle
 from hvdext.keras_tools.optimizers import build
 from hvdext.keras_tools.selection import path_of
 from hvdext.sync import batch_statistics, perturbation, scoring
-from hvdext.sync.digest import check_equal, digest
 
 _BUCKET = 4_000_000  # elements that travel together: 32 MB
 

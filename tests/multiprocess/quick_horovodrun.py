@@ -4,7 +4,7 @@ import sys
 
 from horovod.runner.launch import run_commandline
 
-from hvdext.launch_driver import tell_what_is_built
+from hvdext.launch.driver import tell_what_is_built
 
 if __name__ == "__main__":
     tell_what_is_built()

@@ -12,13 +12,13 @@ import tensorflow as tf
 
 import hvdext as hvd
 from hvdext.callbacks import ConsensusAveraging
+from hvdext.collectives.digest import check_equal, digest
 from hvdext.comm.communicator import SoloComm
 from hvdext.comm.current import use
 from hvdext.common.signals import Interrupts
 from hvdext.keras_tools.sample_counter import SampleCounter
 from hvdext.sync import batch_statistics
 from hvdext.sync.attachment import attach, attached, detach
-from hvdext.sync.digest import check_equal, digest
 from hvdext.testing import run_ranks
 
 

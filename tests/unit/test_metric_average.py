@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import hvdext as hvd
-from hvdext.callbacks.metric_sums import weighted_mean
+from hvdext.collectives.metric_sums import weighted_mean
 from hvdext.testing import run_ranks
 
 TRAINING = (6, 10, 4)  # samples of each rank

@@ -21,9 +21,9 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from hvdext.collectives.differentiable import with_gradient
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.names import cleaned, numbered
-from hvdext.differentiable import with_gradient
 from hvdext.keras_tools.slice_marks import Slice
 from hvdext.placement.slices.witness import note
 

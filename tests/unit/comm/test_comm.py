@@ -12,9 +12,11 @@ import pytest
 import tensorflow as tf
 
 import hvdext as hvd
-from hvdext import engine, runtime
+from hvdext import engine
 from hvdext.comm.communicator import SoloComm
 from hvdext.comm.current import current, set_process_comm, use
+from hvdext.comm.ledger import Traffic
+from hvdext.launch import runtime
 from hvdext.testing import Room, run_ranks
 
 # -- alone ---------------------------------------------------------------------------------------------
@@ -96,7 +98,7 @@ def test_collectives_of_three_ranks():
         assert found["object"] == [2, 2]
         assert found["bool"] == [False, True, False]
         # Three float32: 2 (n - 1) / n of 12 bytes.
-        assert found["traffic"]["sum"] == hvd.runtime.Traffic(1, 16)
+        assert found["traffic"]["sum"] == Traffic(1, 16)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,7 @@ def test_rows_of_a_sum_are_dealt_out():
 
     # Factors 1 + 2 + 3; 28 bytes, of which two thirds leave.
     rows = [[0, 6, 12], [18, 24], [30, 36]]
-    assert run_ranks(3, run) == [(r, hvd.runtime.Traffic(1, 18)) for r in rows]
+    assert run_ranks(3, run) == [(r, Traffic(1, 18)) for r in rows]
 
 
 def test_alone_reductions_come_back():

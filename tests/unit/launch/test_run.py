@@ -10,8 +10,8 @@ import cloudpickle
 import pytest
 
 import hvdext as hvd
-from hvdext import launch_driver, launching
 from hvdext.comm.kv_store import KeyValueStore, open_server
+from hvdext.launch import driver, run
 
 runner = pytest.importorskip("horovod.runner", reason="Horovod starts the ranks", exc_type=ImportError)
 
@@ -20,7 +20,7 @@ runner = pytest.importorskip("horovod.runner", reason="Horovod starts the ranks"
 def requests(monkeypatch):
     """What `hvd.run` asks its driver for; no rank is started."""
     asked = []
-    monkeypatch.setattr(launching, "_results", lambda request: asked.append(request) or [])
+    monkeypatch.setattr(run, "_results", lambda request: asked.append(request) or [])
     return asked
 
 
@@ -103,17 +103,17 @@ def test_wrong_arguments_are_refused(requests, wrong, error, message):
 
 
 def test_use_mpi_needs_an_engine_with_mpi(monkeypatch, requests):
-    monkeypatch.setattr(launching, "installed_record", lambda: {"transports": ["gloo"]})
+    monkeypatch.setattr(run, "installed_record", lambda: {"transports": ["gloo"]})
     with pytest.raises(ValueError, match="hvdext build-horovod --with-mpi"):
         hvd.run(four, np=2, use_mpi=True)
 
-    monkeypatch.setattr(launching, "installed_record", lambda: {"transports": ["gloo", "mpi"]})
+    monkeypatch.setattr(run, "installed_record", lambda: {"transports": ["gloo", "mpi"]})
     hvd.run(four, np=2, use_mpi=True)
     assert len(requests) == 1
 
 
 def test_without_horovod_says_how_to_build_it(monkeypatch):
-    monkeypatch.setattr(launching, "horovod_folder", lambda: None)
+    monkeypatch.setattr(run, "horovod_folder", lambda: None)
 
     with pytest.raises(ImportError, match="hvdext build-horovod"):
         hvd.run(four, np=2)
@@ -129,7 +129,7 @@ def test_a_rank_does_not_start_ranks(monkeypatch):
 def test_the_ranks_find_this_process_s_modules(monkeypatch):
     monkeypatch.setattr(sys, "path", ["", "/mine", *sys.path])
 
-    places = launching._python_path().split(os.pathsep)
+    places = run._python_path().split(os.pathsep)
 
     assert places[:2] == [os.getcwd(), "/mine"]
     assert os.path.dirname(os.__file__) not in places  # each Python has its own
@@ -141,7 +141,7 @@ def store():
     addresses = tuple(open_server())
 
     def task(func, *args):
-        return launch_driver.Task(cloudpickle.dumps((func, args, {})), ("127.0.0.1:9", *addresses), "job")
+        return driver.Task(cloudpickle.dumps((func, args, {})), ("127.0.0.1:9", *addresses), "job")
 
     return KeyValueStore(addresses[0], "job"), task
 
@@ -161,10 +161,10 @@ def test_the_first_to_fail_comes_first_with_its_traceback(store, monkeypatch):
         with pytest.raises((ZeroDivisionError, SystemExit)):
             task(fail)()
 
-    failures = launch_driver._failures(place, range(4))
+    failures = driver._failures(place, range(4))
 
     assert [rank for rank, _ in failures] == [2, 0]
-    message, rank = launching._explained("RuntimeError: one process", failures)
+    message, rank = run._explained("RuntimeError: one process", failures)
     assert rank == 2
     assert message.startswith("hvd.run: rank 2 failed:\n\nTraceback")
     assert "ZeroDivisionError: division by zero" in message
@@ -173,7 +173,7 @@ def test_the_first_to_fail_comes_first_with_its_traceback(store, monkeypatch):
 
 
 def test_a_rank_that_dies_silently_leaves_the_launchers_word():
-    message, rank = launching._explained("RuntimeError: Process name: 1 Exit code: 7", [])
+    message, rank = run._explained("RuntimeError: Process name: 1 Exit code: 7", [])
 
     assert rank is None
     assert "Exit code: 7" in message

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from hvdext.collective_arguments import place_of_root, user_name
+from hvdext.collectives.arguments import place_of_root, user_name
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import current
 from hvdext.comm.process_sets import ProcessSet

@@ -10,7 +10,6 @@ import tensorflow as tf
 from hvdext import data
 from hvdext.comm.communicator import SoloComm
 from hvdext.comm.current import use
-from hvdext.data import service
 from hvdext.testing import run_ranks
 
 SAMPLES, BATCH = 43, 4  # 11 batches, the last one of 3
@@ -166,7 +165,7 @@ def test_a_server_that_does_not_start_is_an_error_on_every_rank(monkeypatch):
         with pytest.raises(RuntimeError, match=r"Rank 0 could not start .* no port is free"):
             _share()
 
-    monkeypatch.setattr(service, "_started", fail)
+    monkeypatch.setattr("hvdext.data.by_load._started", fail)
     run_ranks(2, refuse)
 
 

@@ -8,7 +8,7 @@ import keras
 import pytest
 
 import hvdext as hvd
-from hvdext import runtime
+from hvdext.launch import runtime
 from hvdext.testing import run_ranks
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from hvdext.collective_arguments import place_of_root
+from hvdext.collectives.arguments import place_of_root
 from hvdext.comm import agreement
 from hvdext.comm.current import current
 from hvdext.comm.process_sets import ProcessSet

@@ -1,6 +1,6 @@
 """`hvd.run(func, np=4)`: runs a function on several ranks from Python or a notebook.
 
-Horovod's own runner starts the ranks, in a process of its own (`hvdext.launch_driver`): it forks, replaces
+Horovod's own runner starts the ranks, in a process of its own (`hvdext.launch.driver`): it forks, replaces
 signal handlers and imports the main script again, none of which a notebook or a process that has used
 TensorFlow survives unharmed.
 """
@@ -27,7 +27,7 @@ from hvdext.common.arguments import suggests_keywords
 from hvdext.engine.record import horovod_folder, installed_record
 
 _SECONDS_TO_END = 15.0
-_DRIVER = "import sys; from hvdext.launch_driver import main; main(sys.argv[1])"
+_DRIVER = "import sys; from hvdext.launch.driver import main; main(sys.argv[1])"
 
 
 class RankError(RuntimeError):

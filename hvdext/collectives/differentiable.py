@@ -23,11 +23,11 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
-from hvdext.adasum import adasum
+from hvdext.collectives.adasum import adasum
+from hvdext.collectives.compression import Compression, allreduce_fp16
+from hvdext.collectives.reduce_op import ReduceOp
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.names import numbered
-from hvdext.compression import Compression, allreduce_fp16
-from hvdext.reduce_op import ReduceOp
 
 _ENGINE_OPS = {ReduceOp.MIN: "min", ReduceOp.MAX: "max", ReduceOp.PRODUCT: "product"}
 

@@ -20,7 +20,7 @@ from hvdext.common.arguments import suggests_keywords
 from hvdext.common.background import Background
 from hvdext.common.checks import require_positive, require_whole
 from hvdext.data.arrays import aligned_arrays, gathered
-from hvdext.data.deal import Order
+from hvdext.data.sampler import Order
 
 _NAME = "hvdext.data.by_load"
 _ENDLESS = 2**62

@@ -1,8 +1,8 @@
 """Collectives for users: `hvd.allreduce(loss)`, `hvd.allgather(predictions)` and the others.
 
 All of them work eagerly, in a `tf.function` and within Keras' `train_step`, take Python numbers, arrays,
-tensors and variables, and have gradients (`hvdext.differentiable` says which). Every rank of the process set
-must call them, in the same order.
+tensors and variables, and have gradients (`hvdext.collectives.differentiable` says which). Every rank of the
+process set must call them, in the same order.
 
 A call without `name` is named by its place among the calls of its kind in the graph, which is the same on
 ranks that run the same program. Give a name where ranks do not, and use few of them: each stays known to
@@ -17,8 +17,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hvdext import differentiable
-from hvdext.collective_arguments import (
+from hvdext.collectives import differentiable
+from hvdext.collectives.arguments import (
     check_reduction,
     checked_splits,
     collective_name,
@@ -35,10 +35,10 @@ from hvdext.collective_arguments import (
     scatterable,
     with_rows,
 )
+from hvdext.collectives.compression import Compression
+from hvdext.collectives.reduce_op import ReduceOp
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import also_called, suggests_keywords
-from hvdext.compression import Compression
-from hvdext.reduce_op import ReduceOp
 
 
 @suggests_keywords

@@ -9,8 +9,8 @@ class ReduceOp(enum.Enum):
     """How the ranks' values become one.
 
     AVERAGE: their mean. SUM: their sum. ADASUM: adaptive summation, between the two, see
-    `hvdext.adasum`; needs a power-of-two number of ranks. MIN, MAX, PRODUCT: element by element; for
-    `hvd.allreduce` and `hvd.grouped_allreduce`, not for gradients.
+    `hvdext.collectives.adasum`; needs a power-of-two number of ranks. MIN, MAX, PRODUCT: element by
+    element; for `hvd.allreduce` and `hvd.grouped_allreduce`, not for gradients.
     """
 
     AVERAGE = "Average"

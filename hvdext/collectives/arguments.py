@@ -10,14 +10,14 @@ from typing import Any
 
 import tensorflow as tf
 
+from hvdext.collectives.compression import Compression, check_compression
+from hvdext.collectives.reduce_op import ReduceOp
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import current
 from hvdext.comm.names import cleaned, numbered
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.comm.wire_types import can_be_reduced
-from hvdext.compression import Compression, check_compression
-from hvdext.reduce_op import ReduceOp
 
 _UNNAMED = "unnamed"
 
@@ -99,7 +99,7 @@ def check_reduction(op, compression, prescale, postscale, ops):
 
 
 def options_of(op, compression, prescale, postscale):
-    """Checked settings as the keywords of `hvdext.differentiable`."""
+    """Checked settings as the keywords of `hvdext.collectives.differentiable`."""
     return {
         "op": op,
         "compression": compression,

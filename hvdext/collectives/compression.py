@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from hvdext.collectives.reduce_op import ReduceOp
 from hvdext.comm.communicator import Communicator
-from hvdext.reduce_op import ReduceOp
 
 
 class Compression(enum.Enum):

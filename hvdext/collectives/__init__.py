@@ -1,0 +1,1 @@
+"""What users exchange: tensors, objects, variables, and how their gradients flow."""

@@ -1,0 +1,1 @@
+"""A job: ranks that start, join, know where they are, and leave."""
