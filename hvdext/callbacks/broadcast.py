@@ -13,11 +13,11 @@ from hvdext.comm import agreement
 from hvdext.comm.current import current
 from hvdext.comm.once import Once
 from hvdext.common.arguments import suggests_keywords
+from hvdext.gradients.apply_hook import exchanges, hook_of
 from hvdext.keras_tools.derived import derive_anew, settle
 from hvdext.keras_tools.models import is_built, model_variables
 from hvdext.keras_tools.optimizers import build
 from hvdext.keras_tools.selection import identity_of
-from hvdext.optimizer import exchanges, hook_of
 from hvdext.sync.attachment import attached
 
 

@@ -15,8 +15,8 @@ from hvdext.comm import agreement
 from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.signals import Interrupts
+from hvdext.gradients.apply_hook import hook_of
 from hvdext.keras_tools.sample_counter import SampleCounter
-from hvdext.optimizer import hook_of
 from hvdext.sync import scoring
 from hvdext.sync.attachment import attached
 from hvdext.sync.unify import ConsensusReport, Plan, floats, unify

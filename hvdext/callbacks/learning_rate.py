@@ -12,8 +12,8 @@ import tensorflow as tf
 from hvdext.comm import agreement
 from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
+from hvdext.gradients.apply_hook import hook_of
 from hvdext.keras_tools.optimizers import innermost
-from hvdext.optimizer import hook_of
 
 
 class LearningRateScheduleCallback(keras.callbacks.Callback):

@@ -6,9 +6,9 @@ import keras
 
 from hvdext.comm import agreement
 from hvdext.comm.current import current
+from hvdext.gradients.apply_hook import ApplyHook, hook_of
 from hvdext.keras_tools.models import is_built
 from hvdext.keras_tools.optimizers import build
-from hvdext.optimizer import ApplyHook, hook_of
 
 
 class UnevenBatches(keras.callbacks.Callback):

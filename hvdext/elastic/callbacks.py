@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 
 from hvdext.common.arguments import suggests_keywords
-from hvdext.optimizer import hook_of
+from hvdext.gradients.apply_hook import hook_of
 
 
 class _Tracker(keras.callbacks.Callback):

@@ -13,11 +13,11 @@ import tensorflow as tf
 from hvdext.collectives.variables import broadcast_variables
 from hvdext.comm.current import current
 from hvdext.elastic.failure import recoverable
+from hvdext.gradients.apply_hook import hooks_of
 from hvdext.keras_tools.derived import settle
 from hvdext.keras_tools.models import is_built
 from hvdext.keras_tools.optimizers import build
 from hvdext.keras_tools.selection import path_of
-from hvdext.optimizer import hooks_of
 
 _REMOVED = 1  # what the launcher announces: a sum of 1 (hosts removed) and 2 (hosts added)
 

@@ -15,10 +15,10 @@ from keras.optimizers import LossScaleOptimizer
 from keras.src import backend
 
 from hvdext.comm import agreement
-from hvdext.exchange import map_gradient, squared_norm
+from hvdext.gradients.apply_hook import hook_of
+from hvdext.gradients.tensors import map_gradient, squared_norm
 from hvdext.keras_tools.functional import function_of
 from hvdext.keras_tools.optimizers import build, innermost
-from hvdext.optimizer import hook_of
 from hvdext.placement.batch_marks import COUNT, checks_of, marks_of, with_rows_of
 from hvdext.placement.led import led
 from hvdext.placement.messages import Spec, pack, unpack

@@ -7,13 +7,14 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hvdext.config import yaml_file
+from hvdext.config.call import Target
+from hvdext.config.position import Position, nearest, shown
+from hvdext.config.reading import Reader
 from hvdext.placement.graph import Graph, Layer, Tensor
 from hvdext.placement.plan import BALANCES, Plan
-from hvdext.strategy import yaml_file
-from hvdext.strategy.call import Target
-from hvdext.strategy.place import Place as Position  # in a file; a plan's places are another thing
-from hvdext.strategy.place import nearest, shown
-from hvdext.strategy.reading import read_call
+
+_READER = Reader()
 
 
 def write(plan: Plan, path: str | os.PathLike) -> None:
@@ -46,7 +47,7 @@ def read(path: str | os.PathLike) -> Plan:
         ValueError: if it is no plan.
     """
     position = Position(os.fspath(path))
-    call = read_call(Target("plan", _plan, given=("position",)), yaml_file.read(path), position)
+    call = _READER.call(Target("plan", _plan, given=("position",)), yaml_file.read(path), position)
     return call.make(position=position)
 
 
@@ -78,7 +79,7 @@ def _plan(
     found = []
     for path, item in _items(layers, position.key("layers")):
         at = position.key("layers").key(path)
-        place, layer = read_call(Target("layer", _layer, given=("path",)), item, at).make(path=path)
+        place, layer = _READER.call(Target("layer", _layer, given=("path",)), item, at).make(path=path)
         if not 0 <= place < places:
             raise at.key("place").error(f"`place` must lie in 0 to {places - 1}. Received: place={place}.")
         stages[place].append(path)
@@ -86,7 +87,7 @@ def _plan(
     read_tensors = []
     for name, item in _items(tensors, position.key("tensors")):
         at = position.key("tensors").key(name)
-        tensor = read_call(Target("tensor", _tensor, given=("name",)), item, at).make(name=name)
+        tensor = _READER.call(Target("tensor", _tensor, given=("name",)), item, at).make(name=name)
         for path in (tensor.producer, *tensor.consumers):
             if path not in layers:
                 raise at.error(f"{path!r} must be one of `layers`. {nearest(path, layers)}")

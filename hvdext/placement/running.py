@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hvdext.exchange import is_overwritten
+from hvdext.gradients.tensors import is_overwritten
 from hvdext.placement.messages import Channel
 from hvdext.placement.schedule import Action, Compute, Transfer
 from hvdext.placement.stages import Parcel, Stage

@@ -10,7 +10,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-from hvdext.exchange import map_gradient
+from hvdext.gradients.tensors import map_gradient
 
 
 def update_in_turn(optimizer: keras.optimizers.Optimizer) -> None:

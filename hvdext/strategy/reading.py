@@ -1,8 +1,7 @@
-"""From what YAML gives to calls: each key looked up in a signature, each value read as its type says."""
+"""What a strategy file may name, and how each value in it is read."""
 
 from __future__ import annotations
 
-import enum
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +10,9 @@ from typing import Any
 import keras
 
 from hvdext.comm.process_sets import ProcessSet
-from hvdext.common.arguments import unknown_keyword
-from hvdext.strategy.call import Answer, Call, Parameter, RankLists, Target, frozen
-from hvdext.strategy.place import Place, nearest, shown
+from hvdext.config.call import Call, RankLists, Target
+from hvdext.config.position import Position, shown
+from hvdext.config.reading import Reader, listed
 from hvdext.sync import presets
 from hvdext.sync.parameter_sync import ParameterSync
 from hvdext.sync.rule import Mean, Outer, Pull
@@ -79,176 +78,69 @@ PRESETS = {
 OPTIMIZERS = _by_class(keras.optimizers, _is_optimizer)
 SCHEDULES = _by_class(keras.optimizers.schedules, _is_schedule)
 FIVE_ANSWERS = Target("sync", ParameterSync)
+READER = Reader(schedules=SCHEDULES)  # what it reads by kind stands at the end
 
 # -- calls ------------------------------------------------------------------------------------------------
 
 
-def read_call(target: Target, value: Any, place: Place, also: Sequence[str] = ()) -> Call:
-    """Reads a mapping of `target`'s arguments.
-
-    Args:
-        target: what is called.
-        value: a mapping.
-        place: where it stands.
-        also: keys that are no arguments, and read elsewhere.
-
-    Raises:
-        ValueError: if a key is unknown or missing, or a value is of another type.
-    """
-    if not isinstance(value, Mapping):
-        raise place.error(
-            f"`{target.name}` must be a mapping of {_listed([*also, *target.parameters])}. "
-            f"Received: {shown(value)}."
-        )
-    arguments = {}
-    for name, item in value.items():
-        if name in also:
-            continue
-        if name in target.data:
-            raise place.key(name).error(
-                f"`{name}` is data or a function, which a file cannot hold: "
-                f"strategy.callbacks({target.name}={{{name!r}: ...}})."
-            )
-        if name not in target.parameters:
-            raise place.key(str(name)).error(
-                unknown_keyword(target.name, str(name), [*also, *target.parameters])
-            )
-        arguments[name] = read_argument(target.parameters[name], item, place.key(name))
-    for name, parameter in target.parameters.items():
-        if parameter.is_required and name not in arguments:
-            raise place.error(f"`{name}` must be given. Received: {_listed(value) or 'nothing'}.")
-    return Call(target, frozen(arguments), place)
-
-
-def read_choice(choices: Mapping[str, Target], value: Any, place: Place) -> Answer:
-    """Reads the name of one of `choices`, alone or with its arguments: `ring`, `every: {steps: 8}`.
-
-    A value that is no mapping is the first argument: `every: 8`.
-
-    Raises:
-        ValueError: as `read_call`, or if there is no such name.
-    """
-    if isinstance(value, str):
-        value = {value: None}
-    if not isinstance(value, Mapping) or len(value) != 1:
-        raise place.error(
-            f"there must be one of {_listed(choices)}, with its arguments one level below it. "
-            f"Received: {shown(value)}."
-        )
-    ((name, arguments),) = value.items()
-    if name not in choices:
-        raise place.error(f"there is no {shown(name)}. {nearest(name, choices)}")
-    target = choices[name]
-    arguments = {} if arguments is None else arguments
-    if not isinstance(arguments, Mapping):
-        if not target.parameters:
-            raise place.key(name).error(f"`{name}` takes no arguments. Received: {shown(arguments)}.")
-        arguments = {next(iter(target.parameters)): arguments}
-    return Answer(read_call(target, arguments, place.key(name)))
-
-
-def read_tagged(targets: Mapping[str, Target], tag: str, value: Any, place: Place) -> Call:
-    """Reads `{class: SGD, learning_rate: 0.7}`, or the name alone.
-
-    Raises:
-        ValueError: as `read_call`, or if there is no such name.
-    """
-    if isinstance(value, str):
-        value = {tag: value}
-    if not isinstance(value, Mapping) or tag not in value:
-        raise place.error(f"there must be a mapping with the key `{tag}`. Received: {shown(value)}.")
-    name = value[tag]
-    if name not in targets:
-        raise place.key(tag).error(f"there is no {shown(name)}. {nearest(name, targets)}")
-    return read_call(targets[name], value, place, also=(tag,))
-
-
-def read_sync(value: Any, place: Place) -> Call:
+def read_sync(value: Any, position: Position) -> Call:
     """Reads one sync: a preset with its arguments, or the five answers.
 
     Raises:
         ValueError: if it is neither.
     """
     if isinstance(value, str) or (isinstance(value, Mapping) and "preset" in value):
-        return read_tagged(PRESETS, "preset", value, place)
+        return READER.tagged(PRESETS, "preset", value, position)
     if isinstance(value, Mapping) and "when" not in value:
         unknown = [key for key in value if key not in FIVE_ANSWERS.parameters]
         if not unknown:
-            raise place.error(f"there must be a `preset`, or `when` to exchange. Received: {_listed(value)}.")
-    return read_call(FIVE_ANSWERS, value, place, also=("preset",))
+            raise position.error(
+                f"there must be a `preset`, or `when` to exchange. Received: {listed(value)}."
+            )
+    return READER.call(FIVE_ANSWERS, value, position, also=("preset",))
 
 
 # -- values -----------------------------------------------------------------------------------------------
 
 
-def read_argument(parameter: Parameter, value: Any, place: Place) -> Any:
-    """Reads the value of one argument as the types that it may have say.
-
-    Raises:
-        ValueError: if it is of none of them.
-    """
-    if value is None and type(None) in parameter.kinds:
-        return None
-    if parameter.name == "learning_rate" and isinstance(value, Mapping):
-        return read_tagged(SCHEDULES, "class", value, place)
-    for kind in parameter.kinds:
-        if kind in _READERS:
-            return _READERS[kind](value, place)
-        if inspect.isclass(kind) and issubclass(kind, enum.Enum):
-            return _read_member(kind, value, place)
-    return parameter.checked(value, place)
-
-
-def _read_what(value, place):
+def _read_what(value, position):
     is_pattern = isinstance(value, str) and value not in WHAT and re.search(r"[*?\[/]", value)
     if is_pattern or isinstance(value, list):
         value = {"matching": value}
-    return read_choice(WHAT, value, place)
+    return READER.choice(WHAT, value, position)
 
 
-def _read_wire(value, place):
+def _read_wire(value, position):
     if isinstance(value, Mapping):
-        return read_call(_WIRE, value, place)
+        return READER.call(_WIRE, value, position)
     if not isinstance(value, str):
-        raise place.error(f"`wire` must be a format such as int8, or its mapping. Received: {shown(value)}.")
+        raise position.error(
+            f"`wire` must be a format such as int8, or its mapping. Received: {shown(value)}."
+        )
     return value
 
 
-def _read_process_set(value, place):
+def _read_process_set(value, position):
     lists = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
     for members in lists:
         try:
             ProcessSet(members)
         except ValueError as error:
-            raise place.error(str(error).replace("ranks_or_comm", "process_set")) from None
-    found = RankLists(tuple(tuple(members) for members in lists), place)
+            raise position.error(str(error).replace("ranks_or_comm", "process_set")) from None
+    found = RankLists(tuple(tuple(members) for members in lists), position)
     members = [rank for ranks in lists for rank in ranks]
     if len(set(members)) != len(members):
-        raise place.error(f"`process_set` must hold no rank in two of its sets. Received: {value}.")
+        raise position.error(f"`process_set` must hold no rank in two of its sets. Received: {value}.")
     return found
 
 
-def _read_member(kind, value, place):
-    names = [member.value for member in kind]
-    if value not in names:
-        name = place.path.rpartition(".")[2]
-        raise place.error(
-            f"`{name}` must be one of {_listed(names)}. Received: {shown(value)}. {nearest(value, names)}"
-        )
-    return kind(value)
-
-
-def _listed(names) -> str:
-    return ", ".join(map(str, names))
-
-
 _WIRE = Target("wire", Wire)
-_READERS: dict[Any, Callable[[Any, Place], Any]] = {
+READER.by_kind |= {
     What: _read_what,
-    When: lambda value, place: read_choice(WHEN, value, place),
-    Whom: lambda value, place: read_choice(WHOM, value, place),
-    Mean: lambda value, place: read_choice(RULE, value, place),
+    When: lambda value, position: READER.choice(WHEN, value, position),
+    Whom: lambda value, position: READER.choice(WHOM, value, position),
+    Mean: lambda value, position: READER.choice(RULE, value, position),
     Wire: _read_wire,
     ProcessSet: _read_process_set,
-    keras.optimizers.Optimizer: lambda value, place: read_tagged(OPTIMIZERS, "class", value, place),
+    keras.optimizers.Optimizer: lambda value, position: READER.tagged(OPTIMIZERS, "class", value, position),
 }

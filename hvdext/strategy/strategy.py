@@ -19,11 +19,12 @@ from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import current
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import suggests_keywords, unknown_keyword
-from hvdext.optimizer import DistributedOptimizer, hooks_of
-from hvdext.strategy.call import Answer, Call, RankLists, Target, plain
-from hvdext.strategy.place import Place, nearest, shown
-from hvdext.strategy.reading import OPTIMIZERS, read_call, read_choice, read_sync, read_tagged
-from hvdext.strategy.yaml_file import plain_copy, read, write
+from hvdext.config.call import Answer, Call, RankLists, Target, plain
+from hvdext.config.position import Position, nearest, shown
+from hvdext.config.yaml_file import plain_copy, read, write
+from hvdext.gradients.apply_hook import hooks_of
+from hvdext.gradients.optimizer import DistributedOptimizer
+from hvdext.strategy.reading import OPTIMIZERS, READER, read_sync
 from hvdext.sync.whom import Hierarchical
 
 T = TypeVar("T")
@@ -70,7 +71,7 @@ class Strategy:
     metrics: Answer | None
     monitor: Call | None
     consensus: Call | None
-    place: Place = field(compare=False, repr=False)
+    position: Position = field(compare=False, repr=False)
 
     # -- from and to files -------------------------------------------------------------------------------
 
@@ -89,7 +90,7 @@ class Strategy:
             TypeError, ValueError: if it is empty, no YAML or breaks a rule; the message names the file, the
                 keys that lead there, the rule and the value received.
         """
-        return cls._read(read(path), Place(os.fspath(path)))
+        return cls._read(read(path), Position(os.fspath(path)))
 
     @classmethod
     @suggests_keywords
@@ -102,8 +103,8 @@ class Strategy:
         Raises:
             TypeError, ValueError: as `load`.
         """
-        place = Place("Strategy.from_dict")
-        return cls._read(plain_copy(settings, place), place)
+        position = Position("Strategy.from_dict")
+        return cls._read(plain_copy(settings, position), position)
 
     def to_dict(self) -> dict[str, Any]:
         """All sections spelled out, for `from_dict`."""
@@ -190,52 +191,52 @@ class Strategy:
     # -- parts -------------------------------------------------------------------------------------------
 
     @classmethod
-    def _read(cls, settings: Any, place: Place) -> Strategy:
+    def _read(cls, settings: Any, position: Position) -> Strategy:
         if not isinstance(settings, Mapping) or not settings:
-            raise place.error(
+            raise position.error(
                 f"there must be a mapping of sections: {', '.join(_SECTIONS)}. Received: {shown(settings)}."
             )
         for section, value in settings.items():
             if section not in _SECTIONS:
-                raise place.key(str(section)).error(
+                raise position.key(str(section)).error(
                     f"there is no section {shown(section)}. {nearest(section, _SECTIONS)}"
                 )
             if value is None:
-                raise place.key(section).error(
+                raise position.key(section).error(
                     f"`{section}` must not be empty: {{}} stands for its defaults, {NONE} for no such thing. "
                     "Received: nothing after the colon."
                 )
         parts = {
-            section: reader(settings[section], place.key(section))
+            section: reader(settings[section], position.key(section))
             for section, reader in _SECTIONS.items()
             if section in settings and settings[section] != NONE and settings[section] is not False
         }
         if "gradients" not in settings:
             if "sync" in parts:
-                raise place.error(
+                raise position.error(
                     "`gradients` must be given where `sync` is: gradients: none, for ranks that train on "
                     "their own between exchanges, or gradients: {} to exchange gradients at every step, too. "
                     f"Received: {', '.join(settings)}."
                 )
-            parts["gradients"] = read_call(_GRADIENTS, {}, place.key("gradients"))
+            parts["gradients"] = READER.call(_GRADIENTS, {}, position.key("gradients"))
         if "broadcast" not in settings and "warmup" not in parts:
-            parts["broadcast"] = read_call(_BROADCAST, {"root_rank": 0}, place.key("broadcast"))
+            parts["broadcast"] = READER.call(_BROADCAST, {"root_rank": 0}, position.key("broadcast"))
         named: dict[str, Any] = {
             section: parts.get(section, () if section == "sync" else None) for section in _SECTIONS
         }
-        strategy = cls(**named, place=place)
+        strategy = cls(**named, position=position)
         strategy._check()
         return strategy
 
     def _check(self):
         """Makes everything once, for the checks of the Python way; each rank makes its own later."""
         if self.gradients is None and not self.sync and self.consensus is None:
-            raise self.place.key("gradients").error(
+            raise self.position.key("gradients").error(
                 "`gradients` must not be none without `sync` or `consensus`: the ranks would never hear of "
                 "each other. Received: gradients: none."
             )
         if self.monitor is not None and not self.sync:
-            raise self.place.key("monitor").error("`monitor` needs `sync`, to watch. Received: no `sync`.")
+            raise self.position.key("monitor").error("`monitor` needs `sync`, to watch. Received: no `sync`.")
         if self.gradients is not None:
             self.gradients.make(optimizer=keras.optimizers.SGD())
         if self.optimizer is not None:
@@ -253,7 +254,7 @@ class Strategy:
     def _optimizer(self, optimizer, rank):
         own = self.optimizer
         if (optimizer is None) == (own is None):
-            raise self.place.key("optimizer").error(
+            raise self.position.key("optimizer").error(
                 "there must be an optimizer here or in strategy.compile(model, optimizer), and not in both. "
                 f"Received: {'neither' if optimizer is None else 'both'}."
             )
@@ -261,7 +262,7 @@ class Strategy:
         if self.gradients is not None:
             return self.gradients.make(rank, optimizer=optimizer)
         if hooks_of(optimizer):
-            raise self.place.key("gradients").error(
+            raise self.position.key("gradients").error(
                 "`optimizer` must not exchange gradients with gradients: none. "
                 f"Received: {optimizer.name!r}, which hvd.DistributedOptimizer has been given before."
             )
@@ -281,13 +282,15 @@ class Strategy:
         call = getattr(self, section)
         if call is None:
             if data:
-                raise self.place.key(section).error(
+                raise self.position.key(section).error(
                     f"the section `{section}` must be there for callbacks({section}=...). Received: none."
                 )
             return []
         for name in data:
             if name not in call.target.data:
-                raise call.place.error(unknown_keyword(f"callbacks({section}=...)", name, call.target.data))
+                raise call.position.error(
+                    unknown_keyword(f"callbacks({section}=...)", name, call.target.data)
+                )
         return [call.make(rank, **data)]
 
     def _agreed(self, make: Callable[[int], T], given: Mapping[str, object] | None = None) -> T:
@@ -303,25 +306,25 @@ class Strategy:
         return made  # type: ignore[return-value]
 
 
-def _read_syncs(value: Any, place: Place) -> tuple[Call, ...]:
+def _read_syncs(value: Any, position: Position) -> tuple[Call, ...]:
     if not isinstance(value, list):
-        return (read_sync(value, place),)
+        return (read_sync(value, position),)
     if not value:
-        raise place.error("`sync` must hold at least one, or be none. Received: [].")
-    return tuple(read_sync(item, place.item(number)) for number, item in enumerate(value))
+        raise position.error("`sync` must hold at least one, or be none. Received: [].")
+    return tuple(read_sync(item, position.item(number)) for number, item in enumerate(value))
 
 
-def _arguments_of(target: Target) -> Callable[[Any, Place], Call]:
-    return lambda value, place: read_call(target, value, place)
+def _arguments_of(target: Target) -> Callable[[Any, Position], Call]:
+    return lambda value, position: READER.call(target, value, position)
 
 
-_SECTIONS: dict[str, Callable[[Any, Place], Any]] = {
-    "optimizer": lambda value, place: read_tagged(OPTIMIZERS, "class", value, place),
+_SECTIONS: dict[str, Callable[[Any, Position], Any]] = {
+    "optimizer": lambda value, position: READER.tagged(OPTIMIZERS, "class", value, position),
     "gradients": _arguments_of(_GRADIENTS),
     "sync": _read_syncs,
     "broadcast": _arguments_of(_BROADCAST),
     "warmup": _arguments_of(_WARMUP),
-    "metrics": lambda value, place: read_choice(_METRICS, value, place),
+    "metrics": lambda value, position: READER.choice(_METRICS, value, position),
     "monitor": _arguments_of(_MONITOR),
     "consensus": _arguments_of(_CONSENSUS),
 }

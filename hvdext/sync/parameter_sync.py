@@ -13,10 +13,10 @@ from hvdext.collectives.digest import digest
 from hvdext.comm import agreement
 from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
+from hvdext.gradients.apply_hook import hook_of
 from hvdext.keras_tools.models import is_built
 from hvdext.keras_tools.optimizers import build, innermost
 from hvdext.keras_tools.sample_counter import SampleCounter
-from hvdext.optimizer import hook_of
 from hvdext.sync import names
 from hvdext.sync.asynchronous import AsynchronousEngine
 from hvdext.sync.attachment import attach, attached, detach

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.checks import require_number
-from hvdext.optimizer import hooks_of
+from hvdext.gradients.apply_hook import hooks_of
 
 _WEIGHTS = (None, "samples", "steps")
 

@@ -13,8 +13,8 @@ import tensorflow as tf
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.grid import Grid, slices_of
 from hvdext.keras_tools.slice_marks import Slice, mark, require_divides
-from hvdext.placement.slices import updates  # noqa: F401 (optimizers must know of cut variables)
 from hvdext.placement.slices.operators import named, reduce
+from hvdext.placement.slices.updates import watch_optimizers
 
 _thread = threading.local()
 _ADDITIVE = (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2)
@@ -91,6 +91,7 @@ class SlicedLayer(keras.layers.Layer):
             **kwargs,
         )
         mark(variable, part, self.comm)
+        watch_optimizers()
         return variable
 
     def quantize(self, mode=None, config=None, **kwargs):

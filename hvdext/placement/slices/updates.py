@@ -15,7 +15,6 @@ It applies to every Keras optimizer as soon as one of its variables is cut.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import keras
@@ -23,7 +22,8 @@ import tensorflow as tf
 from keras.optimizers import LossScaleOptimizer
 
 from hvdext.comm.communicator import Communicator
-from hvdext.exchange import squared_norm
+from hvdext.gradients.keras_apply import put_before
+from hvdext.gradients.tensors import all_finite, clipped, poisoned, squared_norm
 from hvdext.keras_tools.slice_marks import mark_of
 from hvdext.keras_tools.xla import refuse_xla
 from hvdext.placement.slices.witness import fingerprints
@@ -34,33 +34,28 @@ TOLERANCE = 1e-3  # equal samples give equal bits on machines that are alike, ot
 # Adafactor factors the squares of a matrix, Lamb scales by norms of a layer, Muon orthogonalizes a matrix.
 _REFUSED = (keras.optimizers.Adafactor, keras.optimizers.Lamb, keras.optimizers.Muon)
 
-_keras_apply = keras.optimizers.Optimizer.apply
-_keras_loss_scale_apply = LossScaleOptimizer.apply
+
+def watch_optimizers() -> None:
+    """From now on every Keras optimizer knows of cut variables; called when the first one is cut."""
+    put_before(keras.optimizers.Optimizer, "slices", _before_apply)
+    put_before(LossScaleOptimizer, "slices", _before_loss_scale)
 
 
-@functools.wraps(_keras_apply)
-@tf.autograph.experimental.do_not_convert
-def _apply(self, grads, trainable_variables=None):
-    """`Optimizer.apply`, which sees norms of whole gradients; without cut variables nothing changes."""
-    variables = _variables(self, trainable_variables)
+def _before_apply(optimizer, gradients, trainable_variables, proceed):
+    """In front of `Optimizer.apply`, which sees norms of whole gradients."""
+    variables = _variables(optimizer, trainable_variables)
     comm = group_of(variables)
     if comm is not None:
-        grads = _prepared(self, comm, list(grads), variables)
-    _keras_apply(self, grads, trainable_variables)
+        gradients = _prepared(optimizer, comm, list(gradients), variables)
+    proceed(gradients, trainable_variables)
 
 
-@functools.wraps(_keras_loss_scale_apply)
-@tf.autograph.experimental.do_not_convert
-def _loss_scale_apply(self, grads, trainable_variables=None):
-    """`LossScaleOptimizer.apply`, in which all ranks of a group see an overflow on one of them."""
-    comm = group_of(_variables(self, trainable_variables))
+def _before_loss_scale(optimizer, gradients, trainable_variables, proceed):
+    """In front of `LossScaleOptimizer.apply`: all ranks of a group see an overflow on one of them."""
+    comm = group_of(_variables(optimizer, trainable_variables))
     if comm is not None:
-        grads = _overflowing_alike(comm, list(grads))
-    _keras_loss_scale_apply(self, grads, trainable_variables)
-
-
-keras.optimizers.Optimizer.apply = _apply
-LossScaleOptimizer.apply = _loss_scale_apply
+        gradients = _overflowing_alike(comm, list(gradients))
+    proceed(gradients, trainable_variables)
 
 
 def group_of(variables: Sequence) -> Communicator | None:
@@ -108,7 +103,7 @@ def _prepared(optimizer, comm, gradients, variables):
         squares = [None if g is None else squared_norm(g) for g in gradients]
         squares = _over_slices(comm, squares, variables)
         return [
-            None if s is None else _clipped(g, s, optimizer.clipnorm)
+            g if s is None else clipped(g, s, optimizer.clipnorm)
             for g, s in zip(gradients, squares, strict=True)
         ]
     if optimizer.global_clipnorm:
@@ -118,7 +113,7 @@ def _prepared(optimizer, comm, gradients, variables):
         whole = sum((squared_norm(g) for g, v in present if not mark_of(v)), zero)
         (total,) = comm.allreduce([cut], "hvdext.slices.update.norm")
         total += whole
-        return [g if g is None else _clipped(g, total, optimizer.global_clipnorm) for g in gradients]
+        return [clipped(g, total, optimizer.global_clipnorm) for g in gradients]
     return gradients
 
 
@@ -133,13 +128,6 @@ def _over_slices(comm, squares, variables):
     for place, total in zip(places, tf.unstack(totals), strict=True):
         squares[place] = total
     return squares
-
-
-def _clipped(gradient, squares, limit):
-    """Scaled so that the norm of the whole is at most `limit`: Keras' own clipping finds nothing to do."""
-    norm = tf.sqrt(squares)
-    factor = limit / tf.maximum(norm, limit) + (norm - norm)  # an infinite norm makes NaN, as in Keras
-    return _mapped(lambda g: g * tf.cast(factor, g.dtype), gradient)
 
 
 def _check_same_samples(optimizer, comm, gradients, variables):
@@ -175,26 +163,11 @@ def _check_same_samples(optimizer, comm, gradients, variables):
 
 def _overflowing_alike(comm, gradients):
     """`gradients`, the first of them NaN on every rank if any of any rank is not finite."""
-    present = [i for i, g in enumerate(gradients) if g is not None]
-    finite = [tf.reduce_all(tf.math.is_finite(_values(gradients[i]))) for i in present]
-    (ranks,) = comm.allreduce([tf.cast(tf.reduce_all(finite), tf.float32)], "hvdext.slices.update.finite")
-    poison = tf.where(ranks == comm.size, 0.0, float("nan"))
-    first = present[0]
-    gradients[first] = _mapped(lambda g: g + tf.cast(poison, g.dtype), gradients[first])
-    return gradients
+    (ranks,) = comm.allreduce([tf.cast(all_finite(gradients), tf.float32)], "hvdext.slices.update.finite")
+    return poisoned(gradients, unless=ranks == comm.size)
 
 
 def _variables(optimizer, trainable_variables):
     if trainable_variables is not None:
         return list(trainable_variables)
     return list(optimizer._trainable_variables) if optimizer.built else []
-
-
-def _values(gradient):
-    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-
-
-def _mapped(function, gradient):
-    if isinstance(gradient, tf.IndexedSlices):
-        return tf.IndexedSlices(function(gradient.values), gradient.indices, gradient.dense_shape)
-    return function(gradient)

@@ -15,9 +15,9 @@ from hvdext.collectives.compression import Compression
 from hvdext.collectives.reduce_op import ReduceOp
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import suggests_keywords
-from hvdext.exchange import GradientExchange
+from hvdext.gradients.exchange import GradientExchange
+from hvdext.gradients.optimizer import old_groups
 from hvdext.keras_tools.selection import Select, path_of
-from hvdext.optimizer import old_groups
 
 # Which exchanges each job has compared over its ranks already.
 _agreed: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()

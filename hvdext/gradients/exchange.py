@@ -9,8 +9,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from hvdext import fusion
-from hvdext.accumulation import kind_of
 from hvdext.collectives.adasum import adasum
 from hvdext.collectives.compression import Compression, allreduce_fp16, check_compression
 from hvdext.collectives.reduce_op import ReduceOp
@@ -19,14 +17,17 @@ from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import current
 from hvdext.comm.names import cleaned
 from hvdext.comm.process_sets import ProcessSet
+from hvdext.gradients import buckets
+from hvdext.gradients.accumulation import kind_of
+from hvdext.gradients.tensors import is_overwritten, map_gradient
 from hvdext.keras_tools.selection import Select, check_select, described, identity_of, path_of, selected
 
 
 class GradientExchange:
     """Combines gradients over the ranks.
 
-    Dense gradients travel in buckets (`hvdext.fusion`), sparse ones (`tf.IndexedSlices`) are gathered, so
-    that the optimizer sees the slices of all ranks as it would see those of one large batch. Gradients of
+    Dense gradients travel in buckets (`hvdext.gradients.buckets`). Sparse ones (`tf.IndexedSlices`) are
+    gathered, so that the optimizer sees the slices of all ranks as it would see those of one large batch. Gradients of
     variables that are not selected stay local.
 
     With one rank everything comes back as it is.
@@ -256,14 +257,14 @@ class GradientExchange:
         kinds = [tf.as_dtype(v.dtype).name for v in picked]
         if self._groups is None:
             sizes = [tf.TensorShape(v.shape).num_elements() * _item_bytes(v) for v in picked]
-            lists = fusion.buckets(sizes, kinds)
+            lists = buckets.buckets(sizes, kinds)
         elif isinstance(self._groups, int):
-            lists = fusion.grouped(len(dense), kinds, self._groups)
+            lists = buckets.grouped(len(dense), kinds, self._groups)
         else:
             _check_groups(self._groups, variables)
             place = {identity_of(v): i for i, v in enumerate(picked)}
             named = [[place[identity_of(v)] for v in g if identity_of(v) in place] for g in self._groups]
-            lists = fusion.grouped(len(dense), kinds, [group for group in named if group])
+            lists = buckets.grouped(len(dense), kinds, [group for group in named if group])
         return [[dense[i] for i in members] for members in lists]
 
 
@@ -277,26 +278,6 @@ def _check_groups(groups, variables):
             "`groups` must hold trainable variables, each at most once. Received: "
             f"not trained: {strangers}; repeated: {repeated}."
         )
-
-
-def map_gradient(function, gradient):
-    """Applies `function` to a gradient's numbers: the tensor, the slices' values, or nothing."""
-    if gradient is None:
-        return None
-    if isinstance(gradient, tf.IndexedSlices):
-        return tf.IndexedSlices(function(gradient.values), gradient.indices, gradient.dense_shape)
-    return function(gradient)
-
-
-def squared_norm(gradient) -> tf.Tensor:
-    """The sum of a gradient's squared numbers in float32; as in Keras, slices of one row count separately."""
-    values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-    return tf.reduce_sum(tf.square(tf.cast(values, tf.float32)))
-
-
-def is_overwritten(variable) -> bool:
-    """True for variables whose "gradient" is their next value (Keras' float8 scales)."""
-    return bool(getattr(variable, "overwrite_with_gradient", False))
 
 
 def _check_arguments(op, compression, predivide, groups, process_set):

@@ -11,9 +11,9 @@ from hvdext.collectives.compression import Compression
 from hvdext.collectives.reduce_op import ReduceOp
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import suggests_keywords
+from hvdext.gradients.optimizer import DistributedOptimizer
+from hvdext.gradients.tape import DistributedGradientTape
 from hvdext.keras_tools.selection import identity_of
-from hvdext.optimizer import DistributedOptimizer
-from hvdext.tape import DistributedGradientTape
 
 
 @suggests_keywords

@@ -14,8 +14,8 @@ import numpy as np
 
 from hvdext.collectives.compression import Compression
 from hvdext.common.arguments import suggests_keywords
+from hvdext.gradients.optimizer import DistributedOptimizer
 from hvdext.keras_tools.optimizers import build
-from hvdext.optimizer import DistributedOptimizer
 
 
 @suggests_keywords

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hvdext.comm.process_sets import ProcessSet
-from hvdext.strategy.place import Place, shown
+from hvdext.config.position import Position, shown
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 
@@ -39,7 +39,7 @@ class Parameter:
         """Whether a file can hold it at all: batches, data and functions it cannot."""
         return not all(kind is type(None) or _is_data(kind) for kind in self.kinds)
 
-    def checked(self, value: Any, place: Place) -> Any:
+    def checked(self, value: Any, position: Position) -> Any:
         """A plain value of the right type; a whole number where only others fit becomes one.
 
         Raises:
@@ -47,7 +47,7 @@ class Parameter:
         """
         kinds = [kind for kind in self.kinds if not _is_data(kind)]
         if all(kind in _WORDS for kind in kinds) and not self._fits(value):
-            raise place.error(
+            raise position.error(
                 f"`{self.name}` must be {' or '.join(_WORDS[kind] for kind in kinds)}. "
                 f"Received: {self.name}={shown(value)}, {_WORDS.get(type(value), 'a list or mapping')}."
             )
@@ -115,12 +115,12 @@ class Call:
     Attributes:
         target: what is called.
         arguments: by name; plain values, members of enumerations, and objects with a `make` of their own.
-        place: where it stands.
+        position: where it stands.
     """
 
     target: Target
     arguments: Mapping[str, Any]
-    place: Place = field(compare=False, repr=False)
+    position: Position = field(compare=False, repr=False)
 
     def make(self, rank: int | None = None, **more: Any) -> Any:
         """Makes the object, a fresh one each time.
@@ -130,7 +130,7 @@ class Call:
             **more: arguments that do not come from the file.
 
         Raises:
-            TypeError, ValueError: as the Python way, with the place in front.
+            TypeError, ValueError: as the Python way, with the position in front.
         """
         arguments = {name: _made(value, rank) for name, value in self.arguments.items()}
         positional = [
@@ -152,7 +152,7 @@ class Call:
     def _place_of(self, error):
         """The key that `error` begins with, as messages of the Python way do, or the whole call."""
         named = re.match(r"`(\w+)`", str(error))
-        return self.place.key(named[1]) if named and named[1] in self.arguments else self.place
+        return self.position.key(named[1]) if named and named[1] in self.arguments else self.position
 
 
 @dataclass(frozen=True)
@@ -181,11 +181,11 @@ class RankLists:
 
     Attributes:
         sets: the members of each.
-        place: where they stand.
+        position: where they stand.
     """
 
     sets: tuple[tuple[int, ...], ...]
-    place: Place = field(compare=False, repr=False)
+    position: Position = field(compare=False, repr=False)
 
     def make(self, rank: int | None = None) -> ProcessSet:
         """The set of global rank `rank`; None: of any.
@@ -198,7 +198,7 @@ class RankLists:
         for members in self.sets:
             if rank in members:
                 return ProcessSet(members)
-        raise self.place.error(
+        raise self.position.error(
             f"`process_set` must hold every rank. Received: {plain(self.sets)} on rank {rank}."
         )
 

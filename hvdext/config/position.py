@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Place:
+class Position:
     """A key in a file.
 
     Attributes:
@@ -19,13 +19,13 @@ class Place:
     source: str
     path: str = ""
 
-    def key(self, name: str) -> Place:
-        """The place of key `name` in the mapping that stands here."""
-        return Place(self.source, f"{self.path}.{name}" if self.path else name)
+    def key(self, name: str) -> Position:
+        """The position of key `name` in the mapping that stands here."""
+        return Position(self.source, f"{self.path}.{name}" if self.path else name)
 
-    def item(self, number: int) -> Place:
-        """The place of an item, from 0, in the list that stands here."""
-        return Place(self.source, f"{self.path}[{number}]")
+    def item(self, number: int) -> Position:
+        """The position of an item, from 0, in the list that stands here."""
+        return Position(self.source, f"{self.path}[{number}]")
 
     def error(self, message: str) -> ValueError:
         """A `ValueError` that says where."""

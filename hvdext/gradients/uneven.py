@@ -17,8 +17,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hvdext.accumulation import kind_of
 from hvdext.comm.communicator import Communicator
+from hvdext.gradients.accumulation import kind_of
 
 
 class RollCall:

@@ -14,7 +14,7 @@ import hvdext as hvd
 from hvdext.comm.communicator import SoloComm
 from hvdext.comm.current import use
 from hvdext.comm.process_sets import ProcessSet
-from hvdext.optimizer import hook_of
+from hvdext.gradients.apply_hook import hook_of
 from hvdext.sync.rule import Outer
 from hvdext.testing import run_ranks
 

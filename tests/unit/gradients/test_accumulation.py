@@ -4,7 +4,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from hvdext.accumulation import Accumulator
+from hvdext.gradients.accumulation import Accumulator
 
 
 def _variables():

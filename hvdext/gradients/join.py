@@ -9,7 +9,7 @@ import keras
 from hvdext.comm.current import current
 from hvdext.comm.watchdog import JOIN
 from hvdext.common.arguments import suggests_keywords
-from hvdext.optimizer import hook_of
+from hvdext.gradients.apply_hook import hook_of
 
 
 @suggests_keywords

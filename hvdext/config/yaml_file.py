@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from hvdext.strategy.place import Place
+from hvdext.config.position import Position
 
 # YAML 1.1 takes 1e-3 for text, since it has no dot; everybody means the number.
 _FLOAT = ("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789"))
@@ -67,18 +67,18 @@ def read(path: str | os.PathLike) -> Any:
         OSError: if it cannot be read.
         ValueError: if it is empty, no YAML, repeats a key or holds other values.
     """
-    place = Place(os.fspath(path))
+    position = Position(os.fspath(path))
     try:
         data = yaml.load(Path(path).read_bytes(), _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise place.error(f"{where}{error.problem or error.context}.") from None
+        raise position.error(f"{where}{error.problem or error.context}.") from None
     except (yaml.YAMLError, ValueError) as error:  # bytes that are no text; impossible dates and numbers
-        raise place.error(str(error)) from None
+        raise position.error(str(error)) from None
     if data is None:
-        raise place.error("the file must hold at least one section. Received: an empty file.")
-    return plain_copy(data, place)
+        raise position.error("the file must hold at least one section. Received: an empty file.")
+    return plain_copy(data, position)
 
 
 def write(data: Any, path: str | os.PathLike) -> None:
@@ -87,7 +87,7 @@ def write(data: Any, path: str | os.PathLike) -> None:
     Path(path).write_text(text, encoding="utf-8")
 
 
-def plain_copy(data: Any, place: Place) -> Any:
+def plain_copy(data: Any, position: Position) -> Any:
     """`data` in mappings and lists of its own.
 
     Raises:
@@ -96,6 +96,6 @@ def plain_copy(data: Any, place: Place) -> Any:
     try:
         return json.loads(json.dumps(data))
     except (TypeError, ValueError) as error:
-        raise place.error(
+        raise position.error(
             f"values must be mappings, lists, text, numbers or true and false. Received: {error}."
         ) from None

@@ -1,158 +1,35 @@
-"""`DistributedOptimizer`: a Keras 3 optimizer whose gradients are combined over the ranks.
+"""The hook in front of one optimizer's `apply`: whether gradients are kept, combined, applied.
 
-Keras calls `optimizer.apply(gradients, variables)` in `model.fit`, `train_on_batch` and custom loops alike.
-`DistributedOptimizer` puts a hook in front of that one method of the optimizer it is given, and leaves
-the optimizer what it is: a model saved with it names the plain Keras class and holds its state, and opens
-where hvdext is not installed.
-
-    loss scale removed -> accumulated over micro-batches -> combined over ranks -> Keras' own apply:
-    clipped, decayed, applied, averaged (EMA)
+loss scale removed -> accumulated over micro-batches -> combined over ranks -> Keras' own apply:
+clipped, decayed, applied, averaged (EMA)
 """
 
 from __future__ import annotations
 
-import functools
-import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 from keras.optimizers import LossScaleOptimizer
 
-from hvdext.accumulation import Accumulator
-from hvdext.collectives.compression import Compression
-from hvdext.collectives.reduce_op import ReduceOp
 from hvdext.comm import agreement
 from hvdext.comm.ledger import Ledger
-from hvdext.comm.process_sets import ProcessSet
-from hvdext.common.arguments import suggests_keywords
-from hvdext.exchange import GradientExchange, is_overwritten, map_gradient
+from hvdext.gradients.accumulation import Accumulator
+from hvdext.gradients.exchange import GradientExchange
+from hvdext.gradients.keras_apply import put_before
+from hvdext.gradients.tensors import all_finite, is_overwritten, poisoned, times, values_of
+from hvdext.gradients.uneven import RollCall, empty_gradients, kinds_of
 from hvdext.keras_tools.optimizers import build, configuration, innermost, loss_scale
-from hvdext.keras_tools.selection import Select, described, path_of
+from hvdext.keras_tools.selection import described, path_of
 from hvdext.keras_tools.xla import refuse_xla
-from hvdext.placement.slices import updates  # noqa: F401 (before Keras' `apply` is hooked here: it is inside)
-from hvdext.uneven import RollCall, empty_gradients, kinds_of
 
-_HOOK = "_hvdext_hook"
-
-
-@suggests_keywords
-def DistributedOptimizer(
-    optimizer: keras.optimizers.Optimizer,
-    name: str | None = None,
-    device_dense: str = "",
-    device_sparse: str = "",
-    compression: Compression = Compression.none,
-    sparse_as_dense: bool = False,
-    gradient_predivide_factor: float = 1.0,
-    op: ReduceOp = ReduceOp.AVERAGE,
-    backward_passes_per_step: int = 1,
-    average_aggregated_gradients: bool = False,
-    num_groups: int = 0,
-    groups: int | Sequence[Sequence] | None = None,
-    process_set: ProcessSet | None = None,
-    scale_local_gradients: bool = True,
-    *,
-    select: Select = None,
-    uneven_batches: bool = False,
-) -> keras.optimizers.Optimizer:
-    """Makes `optimizer` combine its gradients over the ranks before it applies them.
-
-    The same object comes back, with its class, variables and settings. N ranks with batch size B then
-    train as one process with batch size N*B (op=Average), for every optimizer of Keras 3.
-
-    Args:
-        optimizer: a Keras 3 optimizer. A `LossScaleOptimizer` or `MultiOptimizer` is fine; under the
-            policy `mixed_float16` Keras wraps the optimizer by itself, and all ranks skip a step
-            together when any one of them overflows.
-        name: part of the collectives' names; default: the optimizer's own name.
-        device_dense: device for the exchange of dense gradients, such as "/cpu:0"; "": where they are.
-        device_sparse: the same for sparse gradients.
-        compression: `hvd.Compression.none` or `hvd.Compression.fp16`.
-        sparse_as_dense: sum sparse gradients as dense tensors instead of gathering their slices. Less
-            to send where most rows are touched; optimizers that are not linear in repeated rows then
-            differ from one process with the whole batch.
-        gradient_predivide_factor: with op=Average, gradients are divided by it before the sum and
-            multiplied by `factor / size` after it.
-        op: `hvd.Average`, `hvd.Sum` or `hvd.Adasum` (dense gradients, power-of-two ranks).
-        backward_passes_per_step: micro-batches whose gradients are added up locally before one exchange
-            and one update, at least 1. `iterations`, schedules, EMA and weight decay advance once per
-            update.
-        average_aggregated_gradients: divide what was added up by `backward_passes_per_step`.
-        num_groups: Horovod's old name for a number in `groups`; 0: unset.
-        groups: number of buckets for the dense gradients, or lists of variables that travel together;
-            None: by bytes, in the order in which backward produces them.
-        process_set: a `hvd.ProcessSet` this rank belongs to; None: all ranks.
-        scale_local_gradients: divide gradients that stay local by the number of ranks (Horovod's rule:
-            it makes the update equal that of one process whose loss is the mean over the ranks).
-        select: which variables are exchanged: a pattern on variable paths such as `"*/kernel"`, a list
-            of patterns, or a function of a variable. The others stay local, as do those given to
-            `optimizer.register_local_var(variable)`. None: all.
-        uneven_batches: for custom loops in which a rank may run out of batches before the others: it then
-            calls `hvd.join(optimizer)`. In `model.fit` the callback `hvd.callbacks.UnevenBatches` does both.
-
-    Returns:
-        `optimizer`.
-
-    Raises:
-        TypeError, ValueError: if an argument breaks its rule; the message names argument, rule and the
-            value received. At the first step, on every rank alike: if the ranks' models or settings
-            differ, a pattern matches nothing or this rank is not in `process_set`.
-        RuntimeError: at the first step, if `hvd.init()` has not been called or the model is compiled
-            with `jit_compile=True`.
-    """
-    _check_optimizer(optimizer)
-    _check_passes(backward_passes_per_step)
-    groups = old_groups(num_groups, groups)
-    target = innermost(optimizer)
-    _check_accumulates_once(target, backward_passes_per_step)
-    _check_members(target)
-    exchange = GradientExchange(
-        name or target.name,
-        op=op,
-        compression=compression,
-        sparse_as_dense=sparse_as_dense,
-        gradient_predivide_factor=gradient_predivide_factor,
-        groups=groups,
-        process_set=process_set,
-        select=select,
-        scale_local_gradients=scale_local_gradients,
-        device_dense=device_dense,
-        device_sparse=device_sparse,
-    )
-    accumulator = None
-    if backward_passes_per_step > 1:
-        accumulator = Accumulator(backward_passes_per_step, average_aggregated_gradients)
-    hook = ApplyHook(target, exchange, accumulator)
-    hook.expect_uneven_batches(uneven_batches)
-    setattr(target, _HOOK, hook)
-    target.apply = hook.apply
-    target.register_local_var = exchange.register_local_var
-    if target is not optimizer:
-        optimizer.register_local_var = exchange.register_local_var
-    return optimizer
-
-
-def old_groups(num_groups: int, groups):
-    """What `groups` means together with Horovod's old name for it; 0 in either is unset.
-
-    Raises:
-        ValueError: if both are given, or `num_groups` is negative.
-    """
-    if num_groups:
-        if groups or num_groups < 0:
-            raise ValueError(
-                "`num_groups` must be a positive number, and left out where `groups` is given. "
-                f"Received: num_groups={num_groups!r}, groups={groups!r}."
-            )
-        warnings.warn("`num_groups` is Horovod's old name for `groups`.", stacklevel=3)
-    return num_groups or groups or None
+HOOK = "_hvdext_hook"
 
 
 def hook_of(optimizer) -> ApplyHook | None:
     """The hook that `DistributedOptimizer` put into `optimizer`, None for a plain optimizer."""
-    return getattr(innermost(optimizer), _HOOK, None)
+    return getattr(innermost(optimizer), HOOK, None)
 
 
 def exchanges(optimizer) -> bool:
@@ -187,6 +64,7 @@ class ApplyHook:
         self._roll_call: RollCall | None = None
         self._follow_traced: tuple | None = None  # (outer, ids of variables, function)
         self.is_combined = False  # True while Keras' own apply works on combined gradients
+        put_before(LossScaleOptimizer, "exchange", _before_loss_scale)
         if optimizer.gradient_accumulation_steps:
             self._plain_clip = optimizer._clip_gradients
             optimizer._clip_gradients = self._combine_and_clip
@@ -223,7 +101,7 @@ class ApplyHook:
             self._accumulate_in_keras(gradients, variables)
             return
         scale = loss_scale(outer)
-        gradients = _times(gradients, 1 / scale)
+        gradients = times(gradients, 1 / scale)
         if self._accumulator is None:
             self._update(outer, gradients, variables, scale)
             return
@@ -239,7 +117,7 @@ class ApplyHook:
         """Combines gradients over the ranks and lets Keras do the rest."""
         contributors = self._roll_call.take(True) if self._roll_call else None
         combined = self._combined(outer, gradients, variables, contributors)
-        self._apply_combined(outer, _times(combined, scale), variables)  # Keras removes the scale again
+        self._apply_combined(outer, times(combined, scale), variables)  # Keras removes the scale again
         return tf.constant(True)
 
     def _combined(self, outer, gradients, variables, contributors):
@@ -328,7 +206,7 @@ class ApplyHook:
             pairs = [
                 (g, v) for g, v, s in zip(combined, variables, shared, strict=True) if s and g is not None
             ]
-            self._apply_combined(outer, _times([g for g, _ in pairs], scale), [v for _, v in pairs])
+            self._apply_combined(outer, times([g for g, _ in pairs], scale), [v for _, v in pairs])
             return tf.constant(True)
 
         tf.cond(contributors > 0, update, lambda: tf.constant(False))
@@ -344,13 +222,9 @@ class ApplyHook:
         local = [g for g, s in zip(gradients, shared, strict=True) if g is not None and not s]
         if comm.size == 1 or not local:
             return combined
-        finite = [tf.reduce_all(tf.math.is_finite(_values(gradient))) for gradient in local]
         name = f"hvdext.grad.{self._exchange.name}.finite"
-        (ranks,) = comm.allreduce([tf.cast(tf.reduce_all(finite), tf.float32)], name)
-        poison = tf.where(ranks == comm.size, 0.0, float("nan"))
-        first = next(i for i, gradient in enumerate(combined) if gradient is not None)
-        poisoned = map_gradient(lambda g: g + tf.cast(poison, g.dtype), combined[first])
-        return [*combined[:first], poisoned, *combined[first + 1 :]]
+        (ranks,) = comm.allreduce([tf.cast(all_finite(local), tf.float32)], name)
+        return poisoned(combined, unless=ranks == comm.size)
 
     def _accumulate_in_keras(self, gradients, variables):
         """Keras adds up micro-batches itself; what it is about to clip and apply is combined first."""
@@ -379,7 +253,7 @@ class ApplyHook:
         `gradients` is None on a rank that has had no batch yet.
         """
         _check_keras_accumulation(outer, self.optimizer, variables)
-        _check_members(self.optimizer)
+        check_members(self.optimizer)
         accumulator = self._accumulator
         with tf.init_scope():  # eagerly, also while Keras traces its training step
             settings = {
@@ -401,49 +275,23 @@ class ApplyHook:
             _check_clipping(self.optimizer, variables, self._exchange.is_shared(variables))
 
 
-# -- mixed precision ----------------------------------------------------------------------------------
-
-_keras_loss_scale_apply = LossScaleOptimizer.apply
-
-
-@functools.wraps(_keras_loss_scale_apply)
-@tf.autograph.experimental.do_not_convert
-def _loss_scale_apply(self, grads, trainable_variables=None):
-    """`LossScaleOptimizer.apply`, with the exchange in front of it where the inner optimizer has one.
+def _before_loss_scale(outer, gradients, trainable_variables, proceed):
+    """The exchange in front of `LossScaleOptimizer.apply`, where the inner optimizer has one.
 
     Keras calls the inner optimizer's `apply` within `cond("my own gradients are finite")`. An exchange in
     there hangs as soon as one rank overflows and another does not; out here every rank takes part, and
-    all see the same finite or infinite result. `model.compile` makes its `LossScaleOptimizer` out of our
-    sight, so the hook sits on the class; without an exchange inside nothing changes.
+    all see the same finite or infinite result.
     """
-    hook = hook_of(self)
+    hook = hook_of(outer)
     if hook is None or hook.is_combined:
-        _keras_loss_scale_apply(self, grads, trainable_variables)
+        proceed(gradients, trainable_variables)
     else:
-        hook.step(self, grads, trainable_variables)
-
-
-LossScaleOptimizer.apply = _loss_scale_apply
-
-
-def _times(gradients, factor):
-    if isinstance(factor, (int, float)) and factor == 1:
-        return gradients
-    # tf.cast would round a Python number to float32 first.
-    exact = tf.cast if tf.is_tensor(factor) else tf.constant
-    return [map_gradient(lambda g: g * exact(factor, g.dtype), g) for g in gradients]
+        hook.step(outer, gradients, trainable_variables)
 
 
 def _latest(gradients):
     """The gradient that backward produces first, as a control dependency."""
-    return [_values(gradient) for gradient in gradients if gradient is not None][-1:]
-
-
-def _values(gradient):
-    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-
-
-# -- helpers ------------------------------------------------------------------------------------------
+    return [values_of(gradient) for gradient in gradients if gradient is not None][-1:]
 
 
 def _built_variables(outer, gradients, trainable_variables):
@@ -474,37 +322,7 @@ def _common_kinds(comm, subject, kinds, variables):
     return next((kinds for kinds, _ in everyone if kinds is not None), None)
 
 
-def _check_optimizer(optimizer):
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
-        raise TypeError(
-            "`optimizer` must be a Keras 3 optimizer, such as keras.optimizers.Adam(). "
-            f"Received: {optimizer!r} of type {type(optimizer).__module__}.{type(optimizer).__name__}."
-        )
-    if hook_of(optimizer) is not None:
-        raise ValueError(
-            "`optimizer` must not be distributed already: its gradients would be combined twice. "
-            f"Received: {optimizer.name!r}, which hvd.DistributedOptimizer has been given before."
-        )
-
-
-def _check_passes(passes):
-    if not isinstance(passes, int) or isinstance(passes, bool) or passes < 1:
-        raise ValueError(
-            "`backward_passes_per_step` must be an integer of at least 1. "
-            f"Received: backward_passes_per_step={passes!r}."
-        )
-
-
-def _check_accumulates_once(target, passes):
-    if passes > 1 and target.gradient_accumulation_steps:
-        raise ValueError(
-            "`backward_passes_per_step` must be 1 for an optimizer that accumulates by itself. Received: "
-            f"backward_passes_per_step={passes} and an optimizer with "
-            f"gradient_accumulation_steps={target.gradient_accumulation_steps}."
-        )
-
-
-def _check_members(target):
+def check_members(target):
     """Looks at a MultiOptimizer's members; a function may choose them as late as the first step."""
     for member in getattr(target, "optimizers", []):
         if hook_of(member) is not None:

@@ -4,7 +4,7 @@ import cases
 import keras
 import pytest
 
-from hvdext.exchange import GradientExchange
+from hvdext.gradients.exchange import GradientExchange
 from hvdext.testing import run_ranks
 
 NAMES = [

@@ -1,0 +1,1 @@
+"""Calls written in YAML: positions in a file, signatures, values read by their types."""
