@@ -31,7 +31,7 @@ from pathlib import Path
 import sliced_memory
 from measuring import result_of
 
-from hvdext.placement.schedule import SCHEDULES, ideal_efficiency
+from hvdext.placement.pipeline.schedule import SCHEDULES, ideal_efficiency
 
 HERE = Path(__file__).resolve().parent
 WORKER = HERE / "pipeline_worker.py"

@@ -146,7 +146,7 @@ def _run_plan(args: argparse.Namespace) -> int:
 
     import keras
 
-    from hvdext.placement.plan import plan
+    from hvdext.placement.plan.planner import plan
 
     try:
         sys.path.insert(0, os.getcwd())  # where the user's modules are
@@ -192,13 +192,13 @@ def _pins(pairs: Sequence[tuple[str, int]]) -> dict[str, int]:
 
 
 def _serve_arguments(parser: argparse.ArgumentParser) -> None:
-    from hvdext.inference.serving import options
+    from hvdext.serving import options
 
     options.add_arguments(parser)
 
 
 def _run_serve(args: argparse.Namespace) -> int:
-    from hvdext.inference.serving import command, options
+    from hvdext.serving import command, options
 
     try:
         return command.run(args)

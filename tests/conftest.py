@@ -11,7 +11,9 @@ import pytest
 import tensorflow as tf
 
 # What the ranks run lies beside the tests that start them; tests with threads run some of it, too.
-sys.path.insert(0, str(Path(__file__).parent / "multiprocess"))
+_HELPERS = ("serving", "serving/http", "serving/worker", "inference/predict", "placement")
+_HERE = Path(__file__).parent
+sys.path.extend([str(_HERE / "multiprocess"), *(str(_HERE / "unit" / folder) for folder in _HELPERS)])
 from quick_building import build_quickly
 
 pytest.register_assert_rewrite(

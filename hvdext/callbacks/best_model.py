@@ -32,6 +32,8 @@ class BestModelCheckpoint(keras.callbacks.ModelCheckpoint):
         RuntimeError: on every rank but 0, if rank 0 cannot save; rank 0 raises its own error.
     """
 
+    runs_on_one_rank = True  # a pipeline, which all ranks save together, refuses it
+
     @suggests_keywords
     def __init__(
         self,

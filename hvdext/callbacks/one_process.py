@@ -64,6 +64,8 @@ class AsOneProcess(MetricAverageCallback):
         RuntimeError: on every rank but 0, if a callback fails.
     """
 
+    runs_on_one_rank = True  # a pipeline, which all ranks save together, refuses it
+
     @suggests_keywords
     def __init__(
         self,

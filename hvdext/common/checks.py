@@ -15,7 +15,9 @@ from typing import Any
 
 def is_whole(value: Any, minimum: int) -> bool:
     """True if `value` is an integer, Python's or NumPy's but no bool, of at least `minimum`."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= minimum
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        return False
+    return int(value) >= minimum
 
 
 def require_whole(name: str, value: Any, minimum: int) -> int:

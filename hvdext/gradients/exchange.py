@@ -27,8 +27,8 @@ class GradientExchange:
     """Combines gradients over the ranks.
 
     Dense gradients travel in buckets (`hvdext.gradients.buckets`). Sparse ones (`tf.IndexedSlices`) are
-    gathered, so that the optimizer sees the slices of all ranks as it would see those of one large batch. Gradients of
-    variables that are not selected stay local.
+    gathered, so that the optimizer sees the slices of all ranks as it would see those of one large batch.
+    Gradients of variables that are not selected stay local.
 
     With one rank everything comes back as it is.
 

@@ -3,9 +3,9 @@
     Keras' training step -> exchange over ranks -> slices: norms, overflow, same samples -> Keras' own apply
 
 An optimizer gets its exchange as a hook on the object (`hvdext.gradients.apply_hook`). Two things must sit
-on a class, since the optimizer is made out of our sight: the exchange in front of the `LossScaleOptimizer` that
-`model.compile` makes, and what an optimizer of cut layers must know, whichever optimizer that will be. Each
-is a *stage*, put there when it is first needed: who only imports hvdext has an untouched Keras.
+on a class, since the optimizer is made out of our sight: the exchange in front of the `LossScaleOptimizer`
+that `model.compile` makes, and what an optimizer of cut layers must know, whichever optimizer that will be.
+Each is a *stage*, put there when it is first needed: who only imports hvdext has an untouched Keras.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from hvdext.keras_tools.functional import (
     unallocated,
 )
 from hvdext.keras_tools.optimizers import build, innermost
-from hvdext.placement.plan import Plan
+from hvdext.placement.plan.plan import Plan
 
 # What no device scope moves: strings stay on the host, handles with what they stand for.
 _BOUND = (tf.string, tf.resource, tf.variant)

@@ -10,10 +10,7 @@ from typing import Any, TypeVar
 import keras
 
 from hvdext.callbacks.broadcast import BroadcastGlobalVariablesCallback
-from hvdext.callbacks.consensus import ConsensusAveraging
 from hvdext.callbacks.metrics import MetricAverageCallback
-from hvdext.callbacks.monitor import SyncMonitor
-from hvdext.callbacks.warmup import WarmupPerturbation
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import current
@@ -22,9 +19,12 @@ from hvdext.common.arguments import suggests_keywords, unknown_keyword
 from hvdext.config.call import Answer, Call, RankLists, Target, plain
 from hvdext.config.position import Position, nearest, shown
 from hvdext.config.yaml_file import plain_copy, read, write
+from hvdext.consensus.consensus import ConsensusAveraging
+from hvdext.consensus.warmup import WarmupPerturbation
 from hvdext.gradients.apply_hook import hooks_of
 from hvdext.gradients.optimizer import DistributedOptimizer
 from hvdext.strategy.reading import OPTIMIZERS, READER, read_sync
+from hvdext.sync.monitor.monitor import SyncMonitor
 from hvdext.sync.whom import Hierarchical
 
 T = TypeVar("T")

@@ -1,7 +1,7 @@
 """Parameter sync: what is exchanged, when, how it travels, with whom, and what becomes of it."""
 
 from hvdext.sync.attachment import attached
-from hvdext.sync.engine import Exchanged, Totals
+from hvdext.sync.engine.engine import Exchanged, Totals
 from hvdext.sync.parameter_sync import ParameterSync
 from hvdext.sync.presets import (
     EASGD,

@@ -17,16 +17,17 @@ from hvdext.gradients.apply_hook import hook_of
 from hvdext.keras_tools.models import is_built
 from hvdext.keras_tools.optimizers import build, innermost
 from hvdext.keras_tools.sample_counter import SampleCounter
-from hvdext.sync import names
-from hvdext.sync.asynchronous import AsynchronousEngine
 from hvdext.sync.attachment import attach, attached, detach
-from hvdext.sync.engine import Engine, Exchanged, Totals
-from hvdext.sync.members import members
+from hvdext.sync.engine import names
+from hvdext.sync.engine.asynchronous import AsynchronousEngine
+from hvdext.sync.engine.engine import Engine, Exchanged, Totals
+from hvdext.sync.engine.members import members
+from hvdext.sync.engine.stepwise import StepwiseEngine
+from hvdext.sync.pieces import Piece
 from hvdext.sync.rule import Mean, Outer, Pull
 from hvdext.sync.saved_state import SavedState, hang, take_down
 from hvdext.sync.settings import Settings
-from hvdext.sync.stepwise import StepwiseEngine
-from hvdext.sync.what import All, Piece, What
+from hvdext.sync.what import All, What
 from hvdext.sync.when import When
 from hvdext.sync.whom import Everyone, Whom
 from hvdext.sync.wire import Wire

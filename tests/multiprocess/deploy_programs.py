@@ -23,7 +23,7 @@ def _model():
 
 def _run(hvd):
     """Deployed twice in each form; what the models say, and the bytes that this rank has sent."""
-    from hvdext.inference import deploy, hosts
+    from hvdext.inference.deploy import deploy, hosts
 
     folder = Path(tempfile.mkdtemp())
     results = {}

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvdext.placement.reading import read
+from hvdext.placement.plan.reading import read
 
 layers = keras.layers
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from exchange_programs import Program
 
-from hvdext.sync.perturbation import Perturbation
+from hvdext.consensus.perturbation import Perturbation
 
 X = np.random.default_rng(3).normal(size=(8, 3)).astype("float32")
 Y = (X @ np.float32([[1.0], [-2.0], [0.5]])).astype("float32")

@@ -9,7 +9,7 @@ from hvdext.common.checks import require_choice
 from hvdext.keras_tools.slice_marks import Slice, require_divides
 from hvdext.placement.slices.layer import SlicedLayer, plain_config
 from hvdext.placement.slices.operators import gather, reduce
-from hvdext.placement.slices.witness import note
+from hvdext.placement.slices.sample_check import note
 
 
 @keras.saving.register_keras_serializable(package="hvdext")

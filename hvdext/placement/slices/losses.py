@@ -18,7 +18,7 @@ from hvdext.comm.communicator import Communicator
 from hvdext.comm.grid import slices_of
 from hvdext.comm.names import numbered
 from hvdext.common.arguments import suggests_keywords
-from hvdext.placement.slices.witness import note
+from hvdext.placement.slices.sample_check import note
 
 _NAME = "hvdext.slices"
 

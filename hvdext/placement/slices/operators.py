@@ -25,7 +25,7 @@ from hvdext.collectives.differentiable import with_gradient
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.names import cleaned, numbered
 from hvdext.keras_tools.slice_marks import Slice
-from hvdext.placement.slices.witness import note
+from hvdext.placement.slices.sample_check import note
 
 
 def copy(comm: Communicator, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:

@@ -16,9 +16,9 @@ from hvdext.keras_tools.custom_objects import custom_objects_of, fresh_copy
 from hvdext.keras_tools.derived import settle
 from hvdext.keras_tools.optimizers import build
 from hvdext.keras_tools.slice_marks import Slice, cut_axis
-from hvdext.placement.plain import compile_alike, uncut_clone
 from hvdext.placement.slices.layer import SlicedLayer
 from hvdext.placement.slices.operators import joined
+from hvdext.placement.slices.uncut import compile_alike, uncut_clone
 
 _WEIGHTS = ".weights.h5"
 

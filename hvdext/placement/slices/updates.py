@@ -26,7 +26,7 @@ from hvdext.gradients.keras_apply import put_before
 from hvdext.gradients.tensors import all_finite, clipped, poisoned, squared_norm
 from hvdext.keras_tools.slice_marks import mark_of
 from hvdext.keras_tools.xla import refuse_xla
-from hvdext.placement.slices.witness import fingerprints
+from hvdext.placement.slices.sample_check import fingerprints
 
 CHECK_EVERY = 100  # updates between two comparisons
 TOLERANCE = 1e-3  # equal samples give equal bits on machines that are alike, others differ by about 1

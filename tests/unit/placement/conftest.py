@@ -2,7 +2,7 @@
 
 import pytest
 
-from hvdext.placement.graph import Graph, Layer, Tensor
+from hvdext.placement.plan.graph import Graph, Layer, Tensor
 
 
 def _graph_of(layers, edges, *, inputs=("x",), shared=(), name="model", outputs=()):

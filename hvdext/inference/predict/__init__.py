@@ -1,0 +1,1 @@
+"""Predictions over shards, in input order, and evaluation."""

@@ -1,0 +1,1 @@
+"""Where rows to predict come from, each rank reading its own."""

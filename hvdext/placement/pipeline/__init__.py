@@ -1,0 +1,1 @@
+"""A model cut into stages, one or more on each rank, trained with micro-batches."""

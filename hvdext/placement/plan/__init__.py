@@ -1,0 +1,1 @@
+"""Which layers go where: costs, the best partition, its table, drawing and file."""

@@ -1,0 +1,135 @@
+"""What the endpoints of both protocols share: which version is meant, and the service's answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TypeVar
+
+import anyio
+import numpy as np
+from starlette.requests import ClientDisconnect, Request
+
+from hvdext.serving.http.offload import LARGE_BYTES, Apart
+from hvdext.serving.http.request_metrics import call_of
+from hvdext.serving.protocols.tensors import short
+from hvdext.serving.service import ModelVersion, NotReady, Service, Signature, UnknownModel
+
+T = TypeVar("T")
+
+
+def version_of(request: Request) -> int | None:
+    """The version that the path names; None without.
+
+    Raises:
+        UnknownModel: if it is no number that a version can have.
+    """
+    text = request.path_params.get("version")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) < 19 and int(text) >= 1):
+        raise UnknownModel(f"A version must be a whole number from 1. Received: {short(text)}.")
+    return int(text)
+
+
+def found(request: Request, service: Service) -> ModelVersion:
+    """The version that the path means.
+
+    Raises:
+        UnknownModel: if there is none.
+    """
+    return service.find(request.path_params["model"], version_of(request))
+
+
+def signature_of(version: ModelVersion) -> Signature:
+    """What the version takes and gives.
+
+    Raises:
+        NotReady: if it has never been loaded.
+    """
+    if version.signature is None:
+        why = f": {version.reason}" if version.reason else ""
+        raise NotReady(f"Model {version.name!r} version {version.version} is {version.state.value}{why}.")
+    return version.signature
+
+
+async def read(
+    request: Request,
+    service: Service,
+    reading: Apart,
+    size: Callable[[Signature], int],
+    read_as: Callable[[str, Signature], T],
+) -> T:
+    """The request's body as what the version that the path means takes.
+
+    Args:
+        request: the client's.
+        service: its models.
+        reading: reads what is large.
+        size: how many bytes of the body take time to read, for a signature.
+        read_as: reads it, for a model's name and a signature.
+
+    Raises:
+        ClientDisconnect: if the client leaves.
+        ServiceError: as `read_as` raises it, or if there is no such version any more.
+    """
+    while True:
+        version = found(request, service)
+        signature = signature_of(version)
+        call_of(request.scope).version = str(version.version)
+        work = functools.partial(read_as, version.name, signature)
+        asked = await at_once_or_apart(request, reading, size(signature), work)
+        if signature_of(found(request, service)) == signature:  # the newest may be another one now
+            return asked
+
+
+async def at_once_or_apart(request: Request, apart: Apart, size: int, work: Callable[[], T]) -> T:
+    """What the work returns: done at once if it is small, else by the thread, unless the client leaves.
+
+    Raises:
+        ClientDisconnect: if it does.
+        ServiceError: as the work raises it.
+    """
+    if size <= LARGE_BYTES:
+        return work()
+    async with _connected(request):
+        return await apart.run(work)
+
+
+async def infer(
+    request: Request,
+    service: Service,
+    inputs: Mapping[str, np.ndarray],
+    timeout: float | None,
+) -> tuple[ModelVersion, dict[str, np.ndarray]]:
+    """The service's answer; its work is dropped when the client leaves.
+
+    Raises:
+        ClientDisconnect: if it did.
+        ServiceError: as the service raises it.
+    """
+    async with _connected(request):
+        answer = await service.infer(request.path_params["model"], version_of(request), inputs, timeout)
+        call_of(request.scope).version = str(answer[0].version)
+        return answer
+
+
+@contextlib.asynccontextmanager
+async def _connected(request: Request) -> AsyncIterator[None]:
+    """Cancels its block when the client leaves, and raises ClientDisconnect."""
+    with anyio.CancelScope() as scope:
+        watching = asyncio.create_task(_cancel_when_gone(request, scope))
+        try:
+            yield
+        finally:
+            watching.cancel()
+        return
+    raise ClientDisconnect
+
+
+async def _cancel_when_gone(request: Request, scope: anyio.CancelScope) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()

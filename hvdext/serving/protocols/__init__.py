@@ -1,0 +1,1 @@
+"""Requests and responses as bytes: the Open Inference Protocol (v2) and TensorFlow Serving's."""

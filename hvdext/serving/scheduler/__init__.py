@@ -1,0 +1,1 @@
+"""Which request is computed when and where: batches, versions, replicas."""

@@ -1,0 +1,225 @@
+"""Brings versions of models onto the lanes, beside the batches that run there, and takes them off again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hvdext.serving.scheduler.registry import Registry, Version
+from hvdext.serving.scheduler.replicas import Lane, RankFailed, RankLost
+from hvdext.serving.service import Signature, TensorSpec
+from hvdext.serving.settings import Settings
+
+_TRIES = 2  # how often loading a version may cost ranks, where that is not known to be its own doing
+
+
+class Rollout:
+    """Loads every version of the registry on every lane that is up, one after the other on each.
+
+    Loading may end a rank's process: too little memory, a crash in an operation of the model's. So a new
+    version beside others that answer is tried on one lane, and the other lanes follow once a rank has lived
+    through it. What has cost ranks is given up, until it is asked for anew: a worker that is started again
+    would only die of it again.
+
+    Args:
+        settings: how the ranks serve.
+        registry: the versions.
+        lanes: where they go.
+        on_change: called whenever a lane has a version more or less.
+        on_failure: called with a lane that could not be linked.
+        note: called with what went wrong.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        lanes: Sequence[Lane],
+        on_change: Callable[[], None],
+        on_failure: Callable[[Lane, str], None],
+        note: Callable[[str], None],
+    ):
+        self._settings = settings
+        self._registry = registry
+        self._lanes = lanes
+        self._on_change = on_change
+        self._on_failure = on_failure
+        self._note = note
+        self._tasks: set[asyncio.Task] = set()
+        # What a lane loads: the first one now. A lane that is lost gets a new list.
+        self._queues: dict[int, list[Version]] = {lane.index: [] for lane in lanes}
+
+    def spread(self, version: Version) -> None:
+        """Begins to load a version on all lanes that are up, do not have it, have not failed and may try."""
+        for lane in self._lanes:
+            failed = not version.losses[lane.index] and any(rank in version.failures for rank in lane.ranks)
+            if lane.up and not failed and self._may_load(version, lane):
+                self._begin(version, lane)
+
+    def lane_complete(self, lane: Lane) -> None:
+        """Links a lane whose ranks are all connected, and begins to load all versions there."""
+        self._start(self._open(lane))
+
+    def lane_lost(self, lane: Lane) -> list[Version]:
+        """Notes that nothing is loaded there any more; returns the versions that no lane has now."""
+        orphans = []
+        queue, self._queues[lane.index] = self._queues[lane.index], []
+        for version in self._registry:
+            version.loading.discard(lane.index)
+            if version.ready.pop(lane.index, None) is not None and not version.ready:
+                orphans.append(version)
+        if queue and not lane.complete:  # otherwise only a link between stages was lost
+            self._blame(queue[0], lane)
+        for version in self._registry:
+            version.settle()
+        for version in queue[1:]:
+            if not version.survived:  # it was to be tried there
+                self.spread(version)
+        return orphans
+
+    def remove(self, version: Version) -> None:
+        """Takes a version off all ranks.
+
+        Those of a pipeline may have a stage of it although others have failed; one that still loads it drops
+        it when it is through, since a worker does what it is told one after the other.
+        """
+        version.unloading = True
+        self._registry.remove(version)
+        for lane in self._lanes:
+            self._drop(version, lane)
+
+    @staticmethod
+    def _drop(version, lane):
+        lane.tell({"kind": "unload", "model": version.uid})
+
+    def _may_load(self, version: Version, lane: Lane) -> bool:
+        there = lane.index in version.ready or lane.index in version.loading
+        if there or version.unloading or self._given_up(version, lane):
+            return False
+        alone = not version.survived and self._others_answer(version)
+        return not (alone and (version.loading or version.failures))
+
+    @staticmethod
+    def _given_up(version, lane):
+        losses = version.losses[lane.index] if version.survived else version.losses.total()
+        return losses >= _TRIES
+
+    def _others_answer(self, version):
+        others = (other for other in self._registry if other is not version)
+        return any(other.settled and not other.unloading for other in others)
+
+    def _blame(self, version: Version, lane: Lane) -> None:
+        """A rank was lost while it loaded the version: once is enough where that disturbs others."""
+        once = not version.survived and self._others_answer(version)
+        version.losses[lane.index] += _TRIES if once else 1
+        if self._given_up(version, lane):
+            for rank in lane.ranks:
+                if rank not in lane.workers:
+                    self._failed(version, rank, "its loading ended the rank's process")
+            self._drop(version, lane)
+
+    def _failed(self, version, rank, reason):
+        version.failures[rank] = reason
+        self._note(f"{version.name}:{version.number} cannot be loaded on rank {rank}: {reason}")
+
+    def _begin(self, version, lane):
+        version.loading.add(lane.index)
+        for rank in lane.ranks:
+            version.failures.pop(rank, None)
+        queue = self._queues[lane.index]
+        queue.append(version)
+        if len(queue) == 1:
+            self._start(self._load_all(queue, lane))
+
+    def _start(self, coroutine):
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _open(self, lane):
+        try:
+            await asyncio.wait_for(lane.link(), self._settings.load_timeout)
+        except RankLost:
+            return  # it will be complete again
+        except (RankFailed, asyncio.TimeoutError) as error:
+            self._on_failure(lane, f"the stages of the pipeline could not be linked: {error}")
+            return
+        # First what is known to do no harm: it answers again although another may cost the ranks once more.
+        for version in sorted(self._registry, key=lambda version: not version.survived):
+            if self._may_load(version, lane):
+                self._begin(version, lane)
+        self._on_change()
+
+    async def _load_all(self, queue: list[Version], lane: Lane) -> None:
+        while queue and queue is self._queues[lane.index]:
+            version = queue[0]
+            if not version.unloading and not self._given_up(version, lane):
+                await self._load(version, lane)
+            if queue is not self._queues[lane.index]:
+                return  # the lane was lost
+            del queue[0]
+            version.loading.discard(lane.index)
+            if version.survived:
+                self.spread(version)
+            version.settle()
+            self._on_change()
+
+    async def _load(self, version: Version, lane: Lane) -> None:
+        """Loads a version on a lane; every rank has answered then, or is late, or the lane was lost."""
+        queue = self._queues[lane.index]
+        answers = {rank: lane.ask(rank, self._order(version, lane, rank)) for rank in lane.ranks}
+        await asyncio.wait(answers.values(), timeout=self._settings.load_timeout)
+        late = [rank for rank, answer in answers.items() if not answer.done()]
+        failed = {rank: answer.exception() for rank, answer in answers.items() if answer.done()}
+        if queue is not self._queues[lane.index]:
+            return
+        if not late and not version.survived:
+            version.survived = True
+            # Where ranks were lost meanwhile it may have been an accident.
+            version.losses = Counter(dict.fromkeys(version.losses, 1))
+        version.losses.pop(lane.index, None)
+        for rank in late:
+            answers[rank].cancel()
+            self._failed(version, rank, f"it has not been loaded within {self._settings.load_timeout:g} s")
+        for rank, error in failed.items():
+            if error is not None:
+                self._failed(version, rank, str(error))
+        if late or any(failed.values()) or version.unloading:
+            self._drop(version, lane)
+            return
+        header = answers[lane.ranks[0]].result().header
+        version.signature = _signature(header["signature"])
+        version.platform = header["platform"]
+        version.ready[lane.index] = lane.ranks
+
+    def _order(self, version, lane, rank) -> dict[str, Any]:
+        pipeline = self._settings.mode == "pipeline"
+        sizes = self._settings.batch_sizes or (1, self._settings.max_batch_size)
+        return {
+            "kind": "load",
+            "model": version.uid,
+            "path": os.path.abspath(version.path),
+            "identity": version.identity,
+            "manifest": version.manifest.to_json(),
+            "stage": lane.ranks.index(rank) if pipeline else None,
+            "stages": len(lane.ranks),
+            "sizes": sorted(set(sizes)),
+        }
+
+
+def _signature(sides: dict[str, list[list[Any]]]) -> Signature:
+    def specs(side):
+        return tuple(TensorSpec(name, datatype, tuple(shape)) for name, datatype, shape in sides[side])
+
+    return Signature(specs("inputs"), specs("outputs"))
+
+
+def signature_json(signature: Signature) -> dict[str, list[list[Any]]]:
+    """The signature as a frame's header carries it."""
+    return {
+        side: [[spec.name, spec.datatype, list(spec.shape)] for spec in getattr(signature, side)]
+        for side in ("inputs", "outputs")
+    }

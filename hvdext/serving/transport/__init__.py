@@ -1,0 +1,1 @@
+"""Frames between the front and the workers."""

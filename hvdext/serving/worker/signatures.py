@@ -1,0 +1,169 @@
+"""What a model takes and gives, in the protocol's words: names, datatypes, shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from hvdext.keras_tools.functional import function_of
+from hvdext.serving.service import Signature, TensorSpec
+
+DATATYPES = {
+    tf.bool: "BOOL",
+    tf.uint8: "UINT8",
+    tf.uint16: "UINT16",
+    tf.uint32: "UINT32",
+    tf.uint64: "UINT64",
+    tf.int8: "INT8",
+    tf.int16: "INT16",
+    tf.int32: "INT32",
+    tf.int64: "INT64",
+    tf.float16: "FP16",
+    tf.float32: "FP32",
+    tf.float64: "FP64",
+    tf.string: "BYTES",
+}
+NUMPY_TYPES = {name: dtype.as_numpy_dtype for dtype, name in DATATYPES.items()}  # BYTES: object
+# NumPy has no bfloat16. As FP32 it travels without a loss.
+_OFFERED_AS = {tf.bfloat16: tf.float32}
+
+
+@dataclass(frozen=True)
+class Port:
+    """Where a tensor enters or leaves a model.
+
+    Attributes:
+        spec: what the outside sees.
+        inner: the type within the model.
+    """
+
+    spec: TensorSpec
+    inner: tf.DType
+
+    @property
+    def outer(self) -> tf.DType:
+        """The type that the outside sees."""
+        return _OFFERED_AS.get(self.inner, self.inner)
+
+    @property
+    def has_batch(self) -> bool:
+        """Whether the first axis is open, as that of a batch."""
+        return bool(self.spec.shape) and self.spec.shape[0] is None
+
+
+def port(name: str, dtype: Any, shape: Iterable[int | None]) -> Port:
+    """A port for tensors of that type.
+
+    Raises:
+        ValueError: if the protocol has no word for the type.
+    """
+    inner = tf.as_dtype(dtype)
+    datatype = DATATYPES.get(_OFFERED_AS.get(inner, inner))
+    if datatype is None:
+        raise ValueError(
+            f"Tensor {name!r} must be of a type that can be served: "
+            f"{', '.join(t.name for t in (*DATATYPES, *_OFFERED_AS))}. Received: {inner.name}."
+        )
+    return Port(TensorSpec(name, datatype, tuple(shape)), inner)
+
+
+def signature_of(takes: Sequence[Port], gives: Sequence[Port]) -> Signature:
+    """The signature of a model with these ports.
+
+    Raises:
+        ValueError: if it takes nothing, or a tensor has no batch axis that is open.
+    """
+    if not takes:
+        raise ValueError("The model must take an input. Received: none.")
+    for side, ports in (("input", takes), ("output", gives)):
+        for one in ports:
+            if not one.has_batch:
+                raise ValueError(
+                    "A model that is served must take and give batches of any size: the first axis of each "
+                    f"input and output must be open (None). Received: {side} {one.spec.name!r} of shape "
+                    f"{one.spec.shape}."
+                )
+    return Signature(tuple(p.spec for p in takes), tuple(p.spec for p in gives))
+
+
+def keras_ports(model: keras.Model) -> tuple[list[Port], list[Port]]:
+    """What a Sequential or functional model takes and gives, in the order of its graph's tensors.
+
+    An input is called as its key in the dict that the model takes, or else as its input layer; an output as
+    its key in the dict that the model gives, or else as the layer that makes it.
+
+    Raises:
+        ValueError: if the model has no graph, or a tensor cannot be served.
+    """
+    function = function_of(model)
+    if function is None:
+        raise ValueError(
+            "A .keras file that is served must hold a Sequential or functional model, whose inputs and "
+            f"outputs are known. Received: {type(model).__name__} {model.name!r}. Export it instead, and "
+            "serve the SavedModel: model.export('folder')."
+        )
+    return (
+        _ports(function._inputs_struct, function.inputs),
+        _ports(function._outputs_struct, function.outputs),
+    )
+
+
+def saved_model_ports(specs: Mapping[str, tf.TensorSpec]) -> list[Port]:
+    """Inputs or outputs of a SavedModel's signature.
+
+    Raises:
+        ValueError: if a tensor cannot be served, or its number of axes is not known.
+    """
+    ports = []
+    for name, spec in specs.items():
+        if spec.shape.rank is None:
+            raise ValueError(
+                f"Tensor {name!r} of the SavedModel must have a known number of axes, so that its batch axis "
+                "is known. Received: a shape that is open altogether."
+            )
+        ports.append(port(name, spec.dtype, spec.shape))
+    return ports
+
+
+def _ports(structure, tensors) -> list[Port]:
+    for tensor in tensors:
+        if getattr(tensor, "sparse", False) or getattr(tensor, "ragged", False):
+            raise ValueError(f"A model that is served must use dense tensors. Received: {tensor}.")
+    paths = [path for path, _ in keras.tree.flatten_with_path(structure)]
+    if isinstance(structure, Mapping):
+        names = ["_".join(map(str, path)) for path in paths]
+    else:
+        names = [tensor._keras_history.operation.name for tensor in tensors]
+    return [port(n, t.dtype, t.shape) for n, t in zip(_unique(names), tensors, strict=True)]
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Names that occur again get a number: a, b, a_1."""
+    unique: list[str] = []
+    for name in names:
+        found, number = name, 0
+        while found in unique or (number and found in names):
+            number += 1
+            found = f"{name}_{number}"
+        unique.append(found)
+    return unique
+
+
+def to_tensor(one: Port, array: np.ndarray) -> tf.Tensor:
+    """What enters the model at this port; BYTES as bytes.
+
+    Raises:
+        ValueError: if `array` is of another type.
+    """
+    if one.outer == tf.string:
+        return tf.constant(array.tolist(), tf.string, array.shape)
+    if array.dtype != one.outer.as_numpy_dtype:
+        raise ValueError(
+            f"Input {one.spec.name!r} must be of type {one.spec.datatype}. Received: {array.dtype}."
+        )
+    return tf.constant(array)

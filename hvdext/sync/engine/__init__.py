@@ -1,0 +1,1 @@
+"""How a sync runs: fragments, transfers, and the steps at which they begin and end."""

@@ -1,0 +1,1 @@
+"""What a sync did: divergence, bytes and waits, recorded and drawn."""

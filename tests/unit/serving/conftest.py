@@ -1,0 +1,20 @@
+"""What the tests of the HTTP side share."""
+
+import pytest
+from starlette.testclient import TestClient
+
+from hvdext.serving.http.app import make_app
+
+pytest.register_assert_rewrite("serving_fakes")
+
+
+@pytest.fixture
+def service():
+    from serving_fakes import FakeService
+
+    return FakeService()
+
+
+@pytest.fixture
+def client(service):
+    return TestClient(make_app(service, max_request_bytes=100_000))
