@@ -1,6 +1,7 @@
-# make demo    four ranks train a Keras 3 model on real data
-# make test    lint and all tests
-# Both make .venv, install hvdext and build Horovod first; a second run installs nothing.
+# make demo         four ranks train a Keras 3 model on real data
+# make test         lint and all tests
+# make test-fast    lint and the tests that start no ranks
+# All make .venv, install hvdext and build Horovod first; a second run installs nothing.
 # Another Python:  make demo PYTHON=python3.12
 
 PYTHON ?= python3
@@ -8,19 +9,32 @@ VENV := .venv
 INSTALLED := $(VENV)/.hvdext-installed
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Hundreds of processes import the package and its tests: compiled once, not by each of them.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test lint format engine doctor clean distclean
+.PHONY: help demo test test-fast test-plain unit lint format engine doctor clean distclean
 
 help:
-	@echo "make demo | test | lint | format | engine | doctor | clean | distclean"
+	@echo "make demo         four ranks train a Keras 3 model on real data"
+	@echo "make test         lint and all tests"
+	@echo "make test-fast    lint and the tests that start no ranks"
+	@echo "make test-plain   the latter, with graphs built as for users: slow, for once a week"
+	@echo "make lint | format | engine | doctor | clean | distclean"
 
 demo: engine
 	TF_CPP_MIN_LOG_LEVEL=3 horovodrun -np 4 python examples/train.py
 
 # Tests with threads share the cores; those that start ranks have them for themselves.
-test: lint engine
-	python -m pytest -m "not multiprocess" --numprocesses 2
+test: lint unit
 	python -m pytest -m multiprocess
+
+test-fast: lint unit
+
+unit: engine
+	python -m pytest -m "not multiprocess" --numprocesses 2
+
+test-plain: engine
+	python -m pytest -m "not multiprocess" --numprocesses 2 --plain
 
 lint: $(INSTALLED)
 	ruff check .
