@@ -197,7 +197,7 @@ def test_a_user_without_a_cache_is_told_to_all(saved, on_hosts, monkeypatch):
     path = saved[0] / "model.keras"
     kind, text = _errors(on_hosts, "ab", lambda comm, cache: deploy(path, verbose=0))
     assert kind is RuntimeError
-    assert "rank 1: Could not determine home directory." in text
+    assert "rank 1: RuntimeError: Could not determine home directory." in text
 
 
 @pytest.mark.parametrize("where", ["a link", "a disk", "the source"])
@@ -234,9 +234,9 @@ def test_damage_on_the_way_is_told_to_all(saved, on_hosts, monkeypatch, where):
     assert kind is OSError
     assert "has not arrived" in text
     expected = {
-        "a link": "ranks 1, 2: 'model.keras' is damaged: its SHA-256 is",
-        "a disk": "ranks 1, 2: [Errno 28] No space left on device",
-        "the source": "rank 0: [Errno 5] Input/output error",
+        "a link": "ranks 1, 2: DamagedModel: 'model.keras' is damaged: its SHA-256 is",
+        "a disk": "ranks 1, 2: OSError: [Errno 28] No space left on device",
+        "the source": "rank 0: OSError: [Errno 5] Input/output error",
     }
     assert expected[where] in text
     assert all(store.find(describe(path)) is None for store in kept)
