@@ -2,13 +2,13 @@
 
 import json
 
-import callback_programs
 import keras
 import numpy as np
 import pytest
 
 import hvdext as hvd
 from hvdext.testing import run_ranks
+from tests.multiprocess.programs import callback_programs
 
 
 @pytest.mark.parametrize("name", callback_programs.CALLBACKS)

@@ -7,7 +7,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-import strategy_programs
 import yaml
 
 import hvdext as hvd
@@ -17,6 +16,7 @@ from hvdext.comm.process_sets import ProcessSet
 from hvdext.gradients.apply_hook import hook_of
 from hvdext.sync.rule import Outer
 from hvdext.testing import run_ranks
+from tests.multiprocess.programs import strategy_programs
 
 FILES = sorted(strategy_programs.FILES.glob("*.yaml"))
 

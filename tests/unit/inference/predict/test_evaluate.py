@@ -3,10 +3,19 @@
 import keras
 import numpy as np
 import pytest
-from predict_kinds import BATCH, ROWS, Indexed, dataset, npy_folder, numbers, of_unknown_length, seeded
 
 import hvdext as hvd
 from hvdext.testing import run_ranks
+from tests.unit.inference.predict.predict_kinds import (
+    BATCH,
+    ROWS,
+    Indexed,
+    dataset,
+    npy_folder,
+    numbers,
+    of_unknown_length,
+    seeded,
+)
 
 SIZES = (1, 2, 4)
 

@@ -6,7 +6,14 @@ import threading
 import numpy as np
 import pytest
 import tensorflow as tf
-from predict_kinds import (
+
+import hvdext as hvd
+from hvdext.inference.predict.output.npy_file import NpyFile
+from hvdext.inference.predict.output.output_folder import file_names
+from hvdext.inference.predict.progress import Progress, duration
+from hvdext.inference.predict.rounds import Pace, Run, evenly, next_runs
+from hvdext.testing import run_ranks
+from tests.unit.inference.predict.predict_kinds import (
     BATCH,
     Indexed,
     both,
@@ -17,13 +24,6 @@ from predict_kinds import (
     small,
     two_inputs,
 )
-
-import hvdext as hvd
-from hvdext.inference.predict.output.npy_file import NpyFile
-from hvdext.inference.predict.output.output_folder import file_names
-from hvdext.inference.predict.progress import Progress, duration
-from hvdext.inference.predict.rounds import Pace, Run, evenly, next_runs
-from hvdext.testing import run_ranks
 
 ROWS = 61 * BATCH - 1
 

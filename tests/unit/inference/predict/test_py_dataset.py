@@ -5,11 +5,11 @@ import time
 
 import numpy as np
 import pytest
-from predict_kinds import BATCH, Indexed, numbers, small
 
 import hvdext as hvd
 from hvdext.inference.predict.sources.read_ahead import read_ahead
 from hvdext.testing import run_ranks
+from tests.unit.inference.predict.predict_kinds import BATCH, Indexed, numbers, small
 
 
 class Counting(Indexed):

@@ -7,7 +7,6 @@ import zipfile
 
 import keras
 import numpy as np
-import pipeline_cases as cases
 import pytest
 
 import hvdext as hvd
@@ -15,6 +14,7 @@ from hvdext.comm.failures import raise_on_all
 from hvdext.keras_tools.custom_objects import fresh_copy
 from hvdext.placement.slices.uncut import compile_alike
 from hvdext.testing import run_ranks
+from tests.multiprocess.programs import pipeline_cases as cases
 
 layers = keras.layers
 FIT = {"batch_size": cases.ROWS, "shuffle": False, "verbose": 0}

@@ -4,12 +4,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from slice_programs import whole_over
 
 import hvdext as hvd
 from hvdext.keras_tools.slice_marks import Slice, mark
 from hvdext.placement.slices import updates
 from hvdext.testing import run_ranks
+from tests.multiprocess.programs.slice_programs import whole_over
 
 GRADIENT = np.array([3.0, 4.0, 12.0, 84.0], "float32")  # norm 85
 BIAS = np.array([132.0], "float32")  # with it 157

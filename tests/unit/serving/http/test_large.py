@@ -7,8 +7,6 @@ import threading
 
 import numpy as np
 import pytest
-from asgi_calls import call, receiving
-from serving_fakes import FakeService, echo, scale, signature
 
 from hvdext.serving.http.app import make_app
 from hvdext.serving.http.offload import Apart
@@ -16,6 +14,8 @@ from hvdext.serving.protocols import tf_serving, v2
 from hvdext.serving.protocols.json_text import in_parts, read_json, write_json
 from hvdext.serving.protocols.tensors import from_nested
 from hvdext.serving.service import InvalidRequest, TensorSpec
+from tests.unit.serving.http.asgi_calls import call, receiving
+from tests.unit.serving.serving_fakes import FakeService, echo, scale, signature
 
 PREDICT, INFER, LIVE = "/v1/models/scale:predict", "/v2/models/scale/infer", "/v2/health/live"
 ROWS = [[1, 2, 3]] * 40_000

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from exchange_programs import Program, applied, assert_all, everyone, gradients_of, mean
+from tests.multiprocess.programs.exchange_programs import (
+    Program,
+    applied,
+    assert_all,
+    everyone,
+    gradients_of,
+    mean,
+)
 
 
 def _run_unregistered(hvd):

@@ -1,4 +1,4 @@
-"""One rank of a launch: `worker.py module:function` calls it and writes what it returns."""
+"""One rank of a launch: calls `module:function` of `tests.multiprocess` and writes what it returns."""
 
 import importlib
 import json
@@ -15,7 +15,7 @@ def main(target):
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(4)
     module, function = target.split(":")
-    result = getattr(importlib.import_module(module), function)()
+    result = getattr(importlib.import_module(f"tests.multiprocess.{module}"), function)()
     rank = os.environ.get("HOROVOD_RANK", "0")
     Path(os.environ["TEST_RESULTS"], f"{rank}.json").write_text(json.dumps(result, default=_plain))
 

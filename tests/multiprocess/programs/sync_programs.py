@@ -8,8 +8,9 @@ from typing import Any
 
 import keras
 import numpy as np
-import sync_simulation as simulation
-from exchange_programs import Program
+
+from tests.multiprocess.programs import sync_simulation as simulation
+from tests.multiprocess.programs.exchange_programs import Program
 
 STEPS = 26
 

@@ -1,4 +1,4 @@
-"""A layer of a user's own: workers know it by `--import serving_layers`."""
+"""A layer of a user's own: workers know it by `--import`."""
 
 import keras
 

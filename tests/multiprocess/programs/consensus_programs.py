@@ -7,7 +7,8 @@ import signal
 
 import keras
 import numpy as np
-from exchange_programs import Program
+
+from tests.multiprocess.programs.exchange_programs import Program
 
 BATCHES, CHECK_EVERY, AT = 40, 4, 6  # the interrupt comes at the sixth batch, the next check after the eighth
 

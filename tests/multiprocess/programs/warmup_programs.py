@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import keras
 import numpy as np
-from exchange_programs import Program
 
 from hvdext.consensus.perturbation import Perturbation
+from tests.multiprocess.programs.exchange_programs import Program
 
 X = np.random.default_rng(3).normal(size=(8, 3)).astype("float32")
 Y = (X @ np.float32([[1.0], [-2.0], [0.5]])).astype("float32")

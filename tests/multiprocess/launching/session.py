@@ -7,32 +7,16 @@ import os
 import sys
 import time
 import traceback
+from pathlib import Path
 
-import cases
 import keras
-from quick_building import build_quickly, optimize_no_graphs
 
-TABLES = (
-    "callback_programs",
-    "exchange_programs",
-    "overflow_programs",
-    "saving_programs",
-    "process_set_programs",
-    "refusal_programs",
-    "elastic_programs",
-    "uneven_programs",
-    "sync_programs",
-    "strategy_programs",
-    "consensus_programs",
-    "deploy_programs",
-    "predict_programs",
-    "warmup_programs",
-    "collective_programs",
-    "drop_in_programs",
-    "runtime_programs",  # after the others: it begins a second job
-    "slice_programs",  # and so does this one, with four ranks
-    "pipeline_programs",
-)
+from tests.multiprocess.launching.quick_building import build_quickly, optimize_no_graphs
+from tests.multiprocess.programs import cases
+
+_PROGRAMS = Path(cases.__file__).parent
+# After the others: the first begins a second job, and so does the next, with four ranks.
+_LAST = ("runtime_programs", "slice_programs", "pipeline_programs")
 
 
 def alone() -> dict:
@@ -48,10 +32,8 @@ def alone() -> dict:
 
 def on_ranks() -> dict:
     """Every case and every program on this rank, by name."""
-    import exchange_programs
-    import refusal_programs
-
     import hvdext as hvd
+    from tests.multiprocess.programs import exchange_programs, refusal_programs
 
     results = {"fit before init": _result(refusal_programs.fit_before_init, hvd)}
     sets = [hvd.ProcessSet(members) for members in exchange_programs.SETS]
@@ -79,8 +61,9 @@ def on_ranks() -> dict:
 def programs(size: int) -> dict:
     """The programs of all tables for `size` ranks, by name."""
     found = {}
-    for table in TABLES:
-        for name, program in importlib.import_module(table).PROGRAMS.items():
+    tables = {path.stem for path in _PROGRAMS.glob("*_programs.py")}
+    for table in (*sorted(tables - set(_LAST)), *_LAST):
+        for name, program in importlib.import_module(f"{cases.__package__}.{table}").PROGRAMS.items():
             if size in program.sizes:
                 found[name] = program
     return found

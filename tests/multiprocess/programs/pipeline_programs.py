@@ -7,9 +7,10 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import pipeline_cases as cases
-from exchange_programs import Program
-from slice_programs import _with_dynamic_sets as with_dynamic_sets
+
+from tests.multiprocess.programs import pipeline_cases as cases
+from tests.multiprocess.programs.exchange_programs import Program
+from tests.multiprocess.programs.slice_programs import _with_dynamic_sets as with_dynamic_sets
 
 
 def _trained(schedule, optimizer):

@@ -10,7 +10,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from exchange_programs import Program
+
+from tests.multiprocess.programs.exchange_programs import Program
 
 STEPS = 4  # before saving
 ROWS = 12
@@ -151,9 +152,10 @@ def _run(hvd):
 
 
 def _in_plain_process(folder):
-    from launch import launch
+    from tests.multiprocess.launching.launch import launch
 
-    ended = launch(1, "saving_programs:reopen_and_compare", timeout=90, env={"TEST_SAVED": str(folder)})
+    target, env = "programs.saving_programs:reopen_and_compare", {"TEST_SAVED": str(folder)}
+    ended = launch(1, target, timeout=90, env=env)
     return ended.ranks[0] or {"error": ended.output}
 
 

@@ -7,7 +7,8 @@ from functools import partial
 import keras
 import numpy as np
 import tensorflow as tf
-from exchange_programs import Program
+
+from tests.multiprocess.programs.exchange_programs import Program
 
 BATCH, FEATURES, EPOCHS = 2, 3, 4
 COUNTS = {2: [(5, 3), (5, 0)], 4: [(1, 7, 4, 4)]}

@@ -9,9 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from exchange_programs import Program, applied, assert_all, everyone, gradients_of, mean
 
 from hvdext.comm.current import current
+from tests.multiprocess.programs.exchange_programs import (
+    Program,
+    applied,
+    assert_all,
+    everyone,
+    gradients_of,
+    mean,
+)
 
 _TRANSPORTS = ("mpi_built", "mpi_enabled", "gloo_built", "gloo_enabled")
 _BUILT = (*_TRANSPORTS, "nccl_built", "ddl_built", "ccl_built", "cuda_built", "rocm_built")

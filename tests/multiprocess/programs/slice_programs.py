@@ -16,9 +16,9 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from exchange_programs import Program
 
 from hvdext.comm.current import current
+from tests.multiprocess.programs.exchange_programs import Program
 
 L = keras.layers
 STEPS = 10

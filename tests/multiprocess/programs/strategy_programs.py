@@ -7,9 +7,10 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from exchange_programs import Program
 
-FILES = Path(__file__).parents[2] / "examples" / "strategies"
+from tests.multiprocess.programs.exchange_programs import Program
+
+FILES = Path(__file__).parents[3] / "examples" / "strategies"
 STEPS = 32
 
 

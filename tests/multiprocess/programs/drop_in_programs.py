@@ -8,7 +8,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from exchange_programs import Program
+
+from tests.multiprocess.programs.exchange_programs import Program
 
 
 def _run_places(hvd):

@@ -9,7 +9,8 @@ from unittest import mock
 
 import keras
 import numpy as np
-from exchange_programs import Program
+
+from tests.multiprocess.programs.exchange_programs import Program
 
 X = np.random.default_rng(4).normal(size=(5, 8)).astype("float32")
 ROOT = 1

@@ -9,7 +9,8 @@ from __future__ import annotations
 import keras
 import numpy as np
 import tensorflow as tf
-from exchange_programs import Program, adasum_of
+
+from tests.multiprocess.programs.exchange_programs import Program, adasum_of
 
 
 def rows(rank, count=4, dtype="float64"):

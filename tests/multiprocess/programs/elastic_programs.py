@@ -5,7 +5,8 @@ from __future__ import annotations
 import keras
 import numpy as np
 import tensorflow as tf
-from exchange_programs import Program
+
+from tests.multiprocess.programs.exchange_programs import Program
 
 ROWS = 4
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 _HERE = Path(__file__).parent
+_WORKER = f"{__package__}.worker"
 # The launcher as users start it, for one test; the others do without its ten seconds of asking what is built.
 HOROVODRUN = [str(Path(sys.executable).parent / "horovodrun")]
 _QUICK_HOROVODRUN = [sys.executable, str(_HERE / "quick_horovodrun.py")]
@@ -59,7 +60,7 @@ class Job:
 
 
 def launch(ranks: int, target: str, *, timeout: float, env: Mapping[str, str] | None = None) -> Ended:
-    """Runs `module:function` of this folder on each of `ranks` ranks.
+    """Runs `module:function` of `tests.multiprocess` on each of `ranks` ranks.
 
     Args:
         ranks: how many.
@@ -67,7 +68,7 @@ def launch(ranks: int, target: str, *, timeout: float, env: Mapping[str, str] | 
         timeout: seconds, after which all processes of the launch are killed.
         env: environment variables on top of this process's.
     """
-    return _run([*_python_on(ranks), str(_HERE / "worker.py"), target], ranks, timeout, env)
+    return _run([*_python_on(ranks), "-m", _WORKER, target], ranks, timeout, env)
 
 
 def launch_script(

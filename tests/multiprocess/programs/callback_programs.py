@@ -7,7 +7,8 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from exchange_programs import Program
+
+from tests.multiprocess.programs.exchange_programs import Program
 
 SAMPLES = (4, 12)  # of each rank; two batches
 VALIDATION = (3, 9)
