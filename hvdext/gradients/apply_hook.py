@@ -20,6 +20,7 @@ from hvdext.gradients.exchange import GradientExchange
 from hvdext.gradients.keras_apply import put_before
 from hvdext.gradients.tensors import all_finite, is_overwritten, poisoned, times, values_of
 from hvdext.gradients.uneven import RollCall, empty_gradients, kinds_of
+from hvdext.keras_tools.autograph import without_autograph
 from hvdext.keras_tools.optimizers import build, configuration, innermost, loss_scale
 from hvdext.keras_tools.selection import described, path_of
 from hvdext.keras_tools.xla import refuse_xla
@@ -69,7 +70,7 @@ class ApplyHook:
             self._plain_clip = optimizer._clip_gradients
             optimizer._clip_gradients = self._combine_and_clip
 
-    @tf.autograph.experimental.do_not_convert
+    @without_autograph
     def apply(self, gradients, trainable_variables=None) -> None:
         """The optimizer's `apply` from now on."""
         if self.is_combined:

@@ -17,6 +17,7 @@ from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import suggests_keywords
 from hvdext.gradients.exchange import GradientExchange
 from hvdext.gradients.optimizer import old_groups
+from hvdext.keras_tools.autograph import without_autograph
 from hvdext.keras_tools.selection import Select, path_of
 
 # Which exchanges each job has compared over its ranks already.
@@ -92,7 +93,7 @@ class DistributedGradientTape:
         """Keeps the gradient of the variable `source` local."""
         self._local.append(source)
 
-    @tf.autograph.experimental.do_not_convert
+    @without_autograph
     def gradient(self, target, sources, output_gradients=None):
         """As `tf.GradientTape.gradient`, combined over the ranks.
 
