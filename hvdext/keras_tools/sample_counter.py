@@ -9,8 +9,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hvdext.keras_tools.autograph import without_autograph
-
 
 class SampleCounter:
     """Counts the rows of each batch that `model.fit` and `train_on_batch` train on.
@@ -76,7 +74,7 @@ class SampleCounter:
         return int(self._rows.numpy())
 
     def _counting(self, plain, was_own_attribute):
-        @without_autograph
+        @tf.autograph.experimental.do_not_convert
         def step(data):
             if self._is_counting:
                 return plain(data)
