@@ -18,6 +18,7 @@ from hvdext.keras_tools.derived import derive_anew, settle
 from hvdext.keras_tools.models import is_built, model_variables
 from hvdext.keras_tools.optimizers import build
 from hvdext.keras_tools.selection import identity_of
+from hvdext.keras_tools.train_step import trace_with
 from hvdext.sync.attachment import attached
 
 
@@ -92,19 +93,20 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
 
     def _broadcast_before_first_step(self):
         """Puts the broadcast in front of the model's training step, which sees the first batch."""
-        model, plain_step = self.model, self.model.train_step
+        model = self.model
 
-        def step(data):
-            if not self._is_done():
-                with tf.init_scope():  # eagerly, also while Keras traces the step
-                    _call_on_zeros(model, data)
-                    self._broadcast()
-                    derive_anew([model])  # nothing else to settle: this step is the first to be traced
-            return plain_step(data)
+        def broadcasting(plain_step):
+            def step(data):
+                if not self._is_done():
+                    with tf.init_scope():  # eagerly, also while Keras traces the step
+                        _call_on_zeros(model, data)
+                        self._broadcast()
+                        derive_anew([model])  # nothing else to settle: this step is the first to be traced
+                return plain_step(data)
 
-        model.train_step = step
-        model.make_train_function(force=True)
-        model.train_step = plain_step
+            return step
+
+        trace_with(model, broadcasting)
 
     def _broadcast(self):
         build(self.model.optimizer, self.model.trainable_variables)

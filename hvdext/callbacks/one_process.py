@@ -18,8 +18,9 @@ from hvdext.comm.communicator import SoloComm
 from hvdext.comm.current import current, use
 from hvdext.common.arguments import suggests_keywords
 from hvdext.keras_tools.derived import settle
+from hvdext.keras_tools.epochs import begin_with_epoch, initial_epoch_of
 from hvdext.keras_tools.models import model_variables
-from hvdext.keras_tools.optimizers import build, innermost
+from hvdext.keras_tools.optimizers import build, innermost, learning_rate_of
 
 _TEST_HOOKS = ("on_test_begin", "on_test_end", "on_test_batch_begin", "on_test_batch_end")
 # Keras' own batch hooks call the older names.
@@ -213,7 +214,7 @@ class AsOneProcess(MetricAverageCallback):
         if logs is not None:
             logs.update(first["logs"])
         if hook == "on_train_begin":
-            model._initial_epoch = first["initial epoch"]
+            begin_with_epoch(model, first["initial epoch"])
         if first["built"]:
             build(model.optimizer, model.trainable_variables)
         variables = model_variables(model)
@@ -246,7 +247,7 @@ class AsOneProcess(MetricAverageCallback):
         return outcome | {
             "failure": failure,
             "logs": {key: np.asarray(v) if tf.is_tensor(v) else v for key, v in added.items()},
-            "initial epoch": model._initial_epoch,
+            "initial epoch": initial_epoch_of(model),
             "built": optimizer is not None and optimizer.built and bool(model.trainable_variables),
             "changed": _changed(model, fingerprints) if failure is None else [],
         }
@@ -285,7 +286,7 @@ def _overrides(callback, hook):
 
 
 def _rate(optimizer):
-    rate = getattr(innermost(optimizer), "_learning_rate", None)
+    rate = None if optimizer is None else learning_rate_of(innermost(optimizer))
     return float(rate.numpy()) if isinstance(rate, keras.Variable) else None
 
 

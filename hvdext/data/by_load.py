@@ -21,6 +21,7 @@ from hvdext.common.background import Background
 from hvdext.common.checks import require_positive, require_whole
 from hvdext.data.arrays import aligned_arrays, gathered
 from hvdext.data.sampler import Order
+from hvdext.keras_tools.data import DatasetAround
 
 _NAME = "hvdext.data.by_load"
 _ENDLESS = 2**62
@@ -115,7 +116,7 @@ def _require_data_parallel(grid):
         )
 
 
-class SharedByLoad(tf.data.Dataset):
+class SharedByLoad(DatasetAround):
     """What `shared_by_load` returns: each pass over it is what this rank gets of one epoch.
 
     A `tf.data.Dataset`, for `fit` as well as for loops of your own. All ranks begin equally many passes, one
@@ -155,8 +156,7 @@ class SharedByLoad(tf.data.Dataset):
         options.experimental_optimization.inject_prefetch = False
         spec = tf.TensorSpec([None], tf.int64)
         positions = tf.data.Dataset.from_generator(self._one_pass, output_signature=spec)
-        self._dataset = gathered(positions, arrays).with_options(options)
-        super().__init__(self._dataset._variant_tensor)
+        super().__init__(gathered(positions, arrays).with_options(options))
 
     def __enter__(self) -> SharedByLoad:
         return self
@@ -173,17 +173,9 @@ class SharedByLoad(tf.data.Dataset):
         """Seconds that this rank has waited for batches."""
         return self._numbers.waited
 
-    @property
-    def element_spec(self) -> Any:
-        """Type specification of one batch."""
-        return self._dataset.element_spec
-
     def cardinality(self) -> tf.Tensor:
         """Batches in an epoch over all ranks, int64: the most that this rank can get."""
         return tf.constant(self.steps_per_epoch, tf.int64)
-
-    def _inputs(self) -> list[tf.data.Dataset]:
-        return [self._dataset]
 
     def _one_pass(self) -> Iterator[np.ndarray]:
         """The samples' positions, batch by batch, until a batch belongs to a later epoch."""

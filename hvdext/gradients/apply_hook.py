@@ -21,7 +21,15 @@ from hvdext.gradients.keras_apply import put_before
 from hvdext.gradients.tensors import all_finite, is_overwritten, poisoned, times, values_of
 from hvdext.gradients.uneven import RollCall, empty_gradients, kinds_of
 from hvdext.keras_tools.autograph import without_autograph
-from hvdext.keras_tools.optimizers import build, configuration, innermost, loss_scale
+from hvdext.keras_tools.optimizers import (
+    before_clipping,
+    build,
+    configuration,
+    innermost,
+    iterations_of,
+    loss_scale,
+    trained_by,
+)
 from hvdext.keras_tools.selection import described, path_of
 from hvdext.keras_tools.xla import refuse_xla
 
@@ -67,8 +75,7 @@ class ApplyHook:
         self.is_combined = False  # True while Keras' own apply works on combined gradients
         put_before(LossScaleOptimizer, "exchange", _before_loss_scale)
         if optimizer.gradient_accumulation_steps:
-            self._plain_clip = optimizer._clip_gradients
-            optimizer._clip_gradients = self._combine_and_clip
+            before_clipping(optimizer, self._combine_accumulated)
 
     def put_into(self, outer) -> None:
         """Stands in front of the optimizer's `apply` from now on.
@@ -245,8 +252,8 @@ class ApplyHook:
         self._to_clip = [v for g, v in zip(gradients, variables, strict=True) if g is not None]
         self._plain_apply(gradients, variables)
 
-    def _combine_and_clip(self, gradients):
-        return self._plain_clip(self.exchange.combine(gradients, self._to_clip))
+    def _combine_accumulated(self, gradients):
+        return self.exchange.combine(gradients, self._to_clip)
 
     def _prepare_once(self, outer, gradients, variables):
         """Prepares before the first step of a job; ranks that were lost or have come make another job."""
@@ -278,7 +285,7 @@ class ApplyHook:
                 "uneven batches": self._roll_call is not None,
             }
             if self.has_keras_accumulation:  # Keras exchanges by this count
-                settings["iterations"] = int(self.optimizer._iterations)
+                settings["iterations"] = int(iterations_of(self.optimizer))
             subject = f"DistributedOptimizer {self.optimizer.name!r}"
             self.exchange.agree(subject, gradients, variables, settings)
             self._kinds = None if gradients is None else kinds_of(gradients)
@@ -314,7 +321,7 @@ def _built_variables(outer, gradients, trainable_variables):
             "`trainable_variables` must be given until the optimizer is built. "
             f"Received: trainable_variables=None on the unbuilt optimizer {outer.name!r}."
         )
-    variables = list(outer._trainable_variables if trainable_variables is None else trainable_variables)
+    variables = trained_by(outer) if trainable_variables is None else list(trainable_variables)
     if len(gradients) != len(variables):
         raise ValueError(
             "`gradients` must hold one gradient (or None) per variable. "

@@ -17,6 +17,7 @@ from hvdext.inference.predict.preflight import prepare
 from hvdext.inference.predict.progress import Progress
 from hvdext.inference.predict.sources.source import Source, order_problem
 from hvdext.inference.predict.sources.sources import make_source
+from hvdext.keras_tools.metrics import in_order, results_of
 
 
 @suggests_keywords
@@ -114,7 +115,7 @@ def _run(model: keras.Model, source: Source, rank: int, size: int, verbose: str 
     if logs is None:
         return None
     progress.finish(rows * size if source.rows is None else source.rows)
-    return dict(model._get_metrics_result_or_logs(logs))
+    return results_of(model, logs)
 
 
 def _step(model: keras.Model, spec: Any) -> Callable[[Any], dict]:
@@ -137,5 +138,5 @@ def _step(model: keras.Model, spec: Any) -> Callable[[Any], dict]:
 
 def _in_keras_order(model: keras.Model, logs: dict) -> list[str]:
     """The names of the logs, in the order of the list that `model.evaluate` returns."""
-    ordered = model._flatten_metrics_in_order({name: name for name in logs})
+    ordered = in_order(model, {name: name for name in logs})
     return [ordered] if isinstance(ordered, str) else ordered

@@ -12,7 +12,7 @@ from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.inference.predict.identity import architecture_digest, weights_digest
 from hvdext.inference.predict.sources.source import Source
-from hvdext.keras_tools.models import is_built
+from hvdext.keras_tools.models import flat_layers, is_built
 
 
 def prepare(
@@ -74,7 +74,7 @@ def check_model(model: Any, subject: str) -> None:
     method = subject.removeprefix("hvd.")
     if isinstance(model, PipelineModel):
         kind = "a pipeline"
-    elif any(isinstance(layer, SlicedLayer) for layer in model._flatten_layers()):
+    elif any(isinstance(layer, SlicedLayer) for layer in flat_layers(model)):
         kind = "a model with sliced layers"
     else:
         return
