@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from hvdext.keras_tools.custom_objects import fresh_copy
-from hvdext.keras_tools.optimizers import innermost
+from hvdext.keras_tools.optimizers import innermost, members_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def common_variables(optimizer: keras.optimizers.Optimizer) -> list:
 
 def is_composed(optimizer: keras.optimizers.Optimizer) -> bool:
     """Whether it is a `MultiOptimizer`, whose members keep slots for some variables each."""
-    return bool(getattr(innermost(optimizer), "optimizers", []))
+    return bool(members_of(optimizer))
 
 
 def positions_of(optimizer: keras.optimizers.Optimizer, whole: keras.Model) -> dict[int, int]:

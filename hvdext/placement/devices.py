@@ -30,7 +30,7 @@ from hvdext.keras_tools.functional import (
     is_kerass_own,
     unallocated,
 )
-from hvdext.keras_tools.optimizers import build, innermost
+from hvdext.keras_tools.optimizers import build, updaters_of
 from hvdext.keras_tools.train_step import around
 from hvdext.placement.plan.plan import Plan
 
@@ -292,8 +292,7 @@ def _prepare(optimizer, variables) -> None:
     # Keras would make them while it traces a step, where TensorFlow forgets whom they should be beside.
     with tf.init_scope():
         build(optimizer, variables)
-    target = innermost(optimizer)
-    for member in getattr(target, "optimizers", [target]):
+    for member in updaters_of(optimizer):
         # A sum over the replicas of a strategy, of which there is one; but all gradients would go through one
         # operation, on one device.
         member._all_reduce_sum_gradients = list

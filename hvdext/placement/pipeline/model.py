@@ -18,7 +18,7 @@ from hvdext.comm import agreement
 from hvdext.gradients.apply_hook import hook_of
 from hvdext.gradients.tensors import map_gradient, squared_norm
 from hvdext.keras_tools.functional import function_of
-from hvdext.keras_tools.optimizers import build, innermost
+from hvdext.keras_tools.optimizers import build, innermost, updaters_of
 from hvdext.placement.pipeline.backup import led
 from hvdext.placement.pipeline.batch_check import COUNT, checks_of, marks_of, with_rows_of
 from hvdext.placement.pipeline.data import (
@@ -116,7 +116,7 @@ class PipelineModel(keras.Model):
         if self.optimizer is not None:
             target = innermost(self.optimizer)
             self._clip_over_stages(target)
-            for one in getattr(target, "optimizers", [target]):
+            for one in updaters_of(target):
                 update_in_turn(one)
 
     def fit(

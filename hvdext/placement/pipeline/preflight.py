@@ -14,7 +14,7 @@ from tensorflow.python.eager import context as eager_context
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator, SoloComm
 from hvdext.comm.current import current
-from hvdext.keras_tools.optimizers import configuration, innermost
+from hvdext.keras_tools.optimizers import configuration, innermost, updaters_of
 from hvdext.placement.pipeline.data import is_arrays
 
 _SAVING = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
@@ -23,8 +23,7 @@ _SAVING = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
 def settings_of(model: keras.Model) -> dict[str, Any]:
     """What a compiled model's ranks must agree on, by name."""
     target = innermost(model.optimizer)
-    members = getattr(target, "optimizers", [target])
-    rates = [member._learning_rate for member in members]  # a pipeline broadcasts none
+    rates = [member._learning_rate for member in updaters_of(target)]  # a pipeline broadcasts none
     return {
         "optimizer": type(model.optimizer).__name__,
         "configuration": configuration(target),
