@@ -9,7 +9,7 @@ from hvdext.sync.rule import Mean, Outer, Pull, Rule
 from hvdext.sync.what import What
 from hvdext.sync.when import When
 from hvdext.sync.whom import Hierarchical, Whom
-from hvdext.sync.wire import Wire, wire_of
+from hvdext.sync.wire import Wire
 
 ON_NONFINITE = ("raise", "skip_rank")
 
@@ -37,7 +37,6 @@ class Settings:
                     f"`{name}` must be one of hvd.sync's answers to it, such as {_EXAMPLES[name]}. "
                     f"Received: {name}={value!r}."
                 )
-        object.__setattr__(self, "wire", wire_of(self.wire))
         if self.on_nonfinite not in ON_NONFINITE:
             raise ValueError(
                 f"`on_nonfinite` must be one of {ON_NONFINITE}. Received: on_nonfinite={self.on_nonfinite!r}."
