@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from hvdext.comm.communicator import Communicator
 from hvdext.sync.engine.averaging import error_shapes, mean_over_all, mean_with_peers
-from hvdext.sync.engine.fragment import Fragment, Graph
+from hvdext.sync.engine.fragment import Fragment, Traced
 from hvdext.sync.whom import Turn, Whom
 from hvdext.sync.wire import Wire
 
@@ -115,7 +115,7 @@ class Transfer:
     def _function(self, turn: Turn):
         key = (turn.comm.ranks, turn.send_to is None, len(turn.send_to or ()))
         if key not in self._functions:
-            self._functions[key] = Graph(functools.partial(self._exchange, turn.comm, key[1], key[2]))
+            self._functions[key] = Traced(functools.partial(self._exchange, turn.comm, key[1], key[2]))
         return self._functions[key]
 
     def _exchange(self, comm, everyone, peers, start, row, seed, sends, receives):
