@@ -11,7 +11,7 @@ import tensorflow as tf
 import hvdext as hvd
 from hvdext.comm.communicator import SoloComm
 from hvdext.comm.current import use
-from hvdext.sync.engine.transfer import FINISHED
+from hvdext.sync.engine.report import FINISHED
 from hvdext.testing import run_ranks
 
 SIZES = [2, 4]
