@@ -20,7 +20,8 @@ import keras
 import tensorflow as tf
 
 from hvdext.common.arguments import suggests_keywords
-from hvdext.common.checks import require_number
+from hvdext.common.checks import require_choice, require_number
+from hvdext.common.wording import describe
 from hvdext.gradients.apply_hook import hooks_of
 
 _WEIGHTS = (None, "samples", "steps")
@@ -87,10 +88,7 @@ class Mean(Rule):
     weight_by: str | None = None
 
     def __post_init__(self):
-        if self.weight_by not in _WEIGHTS:
-            raise ValueError(
-                f"`weight_by` must be one of {_WEIGHTS}. Received: weight_by={self.weight_by!r}."
-            )
+        require_choice("weight_by", self.weight_by, _WEIGHTS)
 
     def merged(self, x: tf.Tensor, s: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
         """As in `Rule`: the mean, and what was learned meanwhile.
@@ -201,7 +199,7 @@ class Outer(Rule):
             raise TypeError(
                 "`optimizer` (`outer` of a preset) must be one that its class can make again, by "
                 f"{self._kind.__name__}.from_config(optimizer.get_config()), as each fragment has a copy. "
-                f"Received: {optimizer!r}, with {type(error).__name__}: {error}"
+                f"Received: {optimizer!r}, with {describe(error)}"
             ) from error
 
     @property

@@ -535,7 +535,7 @@ def test_a_model_saved_with_its_sync_opens_without(tmp_path):
 REFUSED = {
     "interval": (
         lambda s: s.LocalSGD(0),
-        "`steps` must be a whole number of steps, at least 1. Received: steps=0.",
+        "`steps` must be an integer of at least 1. Received: steps=0.",
     ),
     "delay": (lambda s: s.Every(4, delay=4), "`delay` must be below `steps`, 4. Received: delay=4."),
     "alpha of a pull": (lambda s: s.Pull(1.5), "`alpha` must lie in (0, 1]. Received: alpha=1.5."),
@@ -552,9 +552,9 @@ REFUSED = {
         lambda s: s.Outer(keras.optimizers.SGD(), alpha=-0.1),
         "`alpha` must lie in [0, 1]. Received: alpha=-0.1.",
     ),
-    "staleness": (lambda s: s.Always(0), "`max_staleness` must be a whole number of steps, at least 1"),
+    "staleness": (lambda s: s.Always(0), "`max_staleness` must be an integer of at least 1"),
     "adaptive": (lambda s: s.Adaptive(1, 2), "Exactly one of `divergence` and `overhead` must be given"),
-    "max": (lambda s: s.Adaptive(4, 2, overhead=0.1), "`max` must be a whole number of steps, at least 4"),
+    "max": (lambda s: s.Adaptive(4, 2, overhead=0.1), "`max` must be an integer of at least 4"),
     "weights": (lambda s: s.Mean("batches"), "`weight_by` must be one of"),
     "more fragments than steps": (
         lambda s: s.StreamingDiLoCo(2, 3),
