@@ -56,11 +56,12 @@ def require_positive(name: str, value: Any) -> float:
     return require_number(name, value, lambda number: number > 0, "be a number above 0")
 
 
-def require_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Raises a `ValueError` unless `value` is one of `choices`."""
+def require_choice(name: str, value: Any, choices: Sequence[str | None]) -> None:
+    """Raises a `ValueError` unless `value` is one of `choices`; it suggests the nearest one."""
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"`{name}` must be one of {listed}. Received: {name}={value!r}.")
+        hint = did_you_mean(value, [choice for choice in choices if choice is not None])
+        raise ValueError(f"`{name}` must be one of {listed}. Received: {name}={value!r}.{hint}")
 
 
 def require_rank(rank: Any, size: Any) -> None:
