@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,7 @@ from hvdext.collectives.digest import check_equal, digest
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.failures import on_all
+from hvdext.common.log import warn
 from hvdext.consensus import batch_statistics, perturbation, scoring
 from hvdext.keras_tools.derived import settle
 from hvdext.keras_tools.optimizers import build
@@ -223,7 +223,7 @@ def _left_out(comm, plan, nonfinite) -> list[int]:
         )
     if len(places) == comm.size:
         raise ValueError(f"No rank's weights are finite: {views}. There is nothing to average.")
-    warnings.warn(f"Weights are not finite and left out: {views}.", stacklevel=2)
+    warn(f"Weights are not finite and left out: {views}.")
     return places
 
 

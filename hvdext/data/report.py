@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-
+from hvdext.common.log import logger
 from hvdext.data.sampler import Deal, Share
 
-_logger = logging.getLogger("hvdext.data")
+_logger = logger("data")
 
 
 def report_deal(deal: Deal, share: Share) -> None:

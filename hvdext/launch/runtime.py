@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from hvdext.comm.registration import require_members
 from hvdext.comm.watchdog import Watchdog
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.launcher import check_engine, check_size, is_elastic, launched, told_size
+from hvdext.common.log import set_rank, warn
 from hvdext.launch.rendezvous import meet_again
 
 DEADLINE_SECONDS = 300.0
@@ -69,6 +69,7 @@ def init(
     _settings = {"deadline": seconds, "process_sets": dynamic}
     if not launched():
         set_process_comm(SoloComm())
+        set_rank(0)
         return
     if _joins:
         meet_again(_joins, seconds)
@@ -77,6 +78,7 @@ def init(
     if chosen is None:
         check_size(job.size, os.environ)
     set_process_comm(job)
+    set_rank(job.rank)
     if job.size > 1:
         _report_protections(job)
         store = shared_store(job)
@@ -97,6 +99,7 @@ def shutdown() -> None:
 
         mpi_ops.shutdown()
     set_process_comm(None)
+    set_rank(None)
 
 
 def restart() -> None:
@@ -217,4 +220,4 @@ def _report_protections(comm):
 
     if comm.rank == 0:
         for sentence in missing_protections():
-            warnings.warn(sentence, stacklevel=3)
+            warn(sentence)

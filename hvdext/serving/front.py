@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import secrets
 import signal
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,6 +20,7 @@ import uvicorn
 import uvloop
 
 from hvdext.comm.kv_store import KeyValueStore
+from hvdext.common import log
 from hvdext.serving import options
 from hvdext.serving.http.draining import CloseWhenDraining
 from hvdext.serving.meeting import SCOPE, make_supervisor
@@ -30,6 +31,8 @@ from hvdext.serving.supervisor import Front, FrontMissing
 
 if TYPE_CHECKING:
     from hvdext.serving.options import Job
+
+_log = log.logger("serve")
 
 # horovodrun, when it is asked to end, kills the ranks 5 s after it has signalled them.
 _LAUNCHER_SECONDS = 3.0
@@ -42,6 +45,8 @@ def lead(job: Job) -> int:
     Raises:
         options.ServeError: if it cannot start; the other ranks raise the same.
     """
+    log.set_rank(0)
+    log.show(logging.INFO)
     try:
         return uvloop.run(_Front(job).run())
     except (OSError, ValueError, ServiceError, options.ServeError) as error:
@@ -78,7 +83,9 @@ class _Front:
         listener = _listen(args.host, args.port)
         meeting = options.where_front_listens(args)
         token = os.environ[options.TOKEN] if meeting else secrets.token_hex(32)
-        self._core = ServingCore(job.settings, token, repository, on_end=self._end_by_launcher, note=_note)
+        self._core = ServingCore(
+            job.settings, token, repository, on_end=self._end_by_launcher, note=_log.info
+        )
         versions = await self._core.add(models)
         self._server = self._make_server()
         addresses = await self._meet(meeting)
@@ -186,7 +193,7 @@ class _Front:
 
     def _begin_to_end(self, reason, seconds):
         if self._core.live:
-            _note(f"{reason}: answers what it has, then ends")
+            _log.info(f"{reason}: answers what it has, then ends")
         self._start(self._drain(seconds))
 
     async def _drain(self, seconds):
@@ -228,7 +235,3 @@ def _listen(host, port):
 
 def _say(text):
     print(text, flush=True)
-
-
-def _note(text):
-    print(f"hvdext serve: {text}", file=sys.stderr, flush=True)

@@ -113,7 +113,9 @@ def _shares(comm: Communicator, model: keras.Model, source: Source, verbose) -> 
             names = _in_keras_order(model, logs)
     except Exception as error:  # the user's model or data; the other ranks must hear of it
         failure = error
-    mine = _Told(share.facts(), names, failure and told(failure), source.seen, list(source.landmarks))
+    mine = _Told(
+        share.facts(), names, None if failure is None else told(failure), source.seen, list(source.landmarks)
+    )
     everyone = comm.allgather_object(mine, "hvdext.evaluate.shares")
     raise_for(comm, [one.failure for one in everyone], "hvd.evaluate has failed", failure)
     return share, everyone

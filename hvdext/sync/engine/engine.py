@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from hvdext.comm.communicator import Communicator
+from hvdext.common.log import warn
 from hvdext.keras_tools.optimizers import innermost
 from hvdext.sync.engine.fragment import Fragment
 from hvdext.sync.engine.recovery import Cure
@@ -246,11 +246,10 @@ class Engine:
         if outcome.place == 0 and not self._has_warned:
             self._has_warned = True
             who = f"rank {failing[0]}" if len(failing) == 1 else f"ranks {failing}"
-            warnings.warn(
+            warn(
                 f"Weights of {who} are not finite at step {self.trained.steps} of rank {outcome.ranks[0]}. "
                 "The others go on with their mean, which is taken there as well (on_nonfinite='skip_rank'). "
-                "If it happens again, that is not mentioned.",
-                stacklevel=2,
+                "If it happens again, that is not mentioned."
             )
 
     def _cure_optimizer(self) -> None:
