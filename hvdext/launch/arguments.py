@@ -75,6 +75,7 @@ def checked_comm(comm: Any) -> Any:
             "`comm` must be None, a list of distinct ranks or an mpi4py communicator. "
             f"Received: comm={comm!r}."
         )
+    members = [int(member) for member in members]
     size = told_size(os.environ) if launched() else 1
     if not members or (size is not None and members == list(range(size))):
         return None

@@ -21,6 +21,7 @@ import uvloop
 
 from hvdext.comm.kv_store import KeyValueStore
 from hvdext.common import log
+from hvdext.common.wording import named_ranks
 from hvdext.serving import options
 from hvdext.serving.http.draining import CloseWhenDraining
 from hvdext.serving.meeting import SCOPE, make_supervisor
@@ -171,8 +172,8 @@ class _Front:
         await self._core.until_ready()
         for version in self._core.versions():
             if version.state is State.READY:
-                ranks = ", ".join(map(str, version.ranks))
-                _say(f"hvdext serve: {version.name}:{version.version} ({version.platform}) on ranks {ranks}")
+                ranks = named_ranks(version.ranks)
+                _say(f"hvdext serve: {version.name}:{version.version} ({version.platform}) on {ranks}")
         _say("hvdext serve: ready")
 
     # -- how it ends -------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hvdext.common.wording import named_ranks
 from hvdext.serving.scheduler.batching import Request, Tensors, make_request
 from hvdext.serving.scheduler.catalog import Catalog
 from hvdext.serving.scheduler.dispatcher import Dispatcher
@@ -315,7 +316,7 @@ class ServingCore:
     def _reason(self, version: Version) -> str:
         missing = self._ranks.missing()
         if not version.ready and not version.loading and missing and not version.failures:
-            return f"rank {', '.join(map(str, missing))} is not there"
+            return f"{named_ranks(missing)} {'is' if len(missing) == 1 else 'are'} not there"
         return version.reason.rstrip(".")
 
     def _changed(self) -> None:

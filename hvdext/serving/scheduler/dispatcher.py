@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
+from hvdext.common.wording import describe
 from hvdext.serving.scheduler import batching
 from hvdext.serving.scheduler.batching import Part, Request
 from hvdext.serving.scheduler.load_balancing import Throughput, choose
@@ -163,8 +164,7 @@ class Dispatcher:
         except Exception as error:
             part.request.finish(
                 ComputationFailed(
-                    f"{version.name}:{version.number} gave outputs that make no answer: "
-                    f"{type(error).__name__}: {error}"
+                    f"{version.name}:{version.number} gave outputs that make no answer: {describe(error)}"
                 )
             )
 

@@ -16,8 +16,6 @@ from hvdext.serving.scheduler.load_balancing import Load
 from hvdext.serving.transport.frames import Frame
 from hvdext.serving.transport.peer import Peer
 
-_numbers = itertools.count(1)
-
 
 class RankLost(Exception):
     """A rank was lost while it was asked for something."""
@@ -48,6 +46,7 @@ class Lane:
         self.up = False
         self.load = Load(len(self.ranks))
         self.suspect: int | None = None
+        self._numbers = itertools.count(1)  # of what it was asked
         self._asked: dict[int, asyncio.Future[Frame]] = {}
 
     @property
@@ -63,7 +62,7 @@ class Lane:
         Returns:
             The answer; or `RankLost`, or `RankFailed`.
         """
-        number = next(_numbers)
+        number = next(self._numbers)
         future = asyncio.get_running_loop().create_future()
         self._asked[number] = future
         future.add_done_callback(lambda _: self._asked.pop(number, None))
