@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import uvicorn
 import uvloop
 
 from hvdext.comm.kv_store import KeyValueStore
 from hvdext.common import log
+from hvdext.common.addresses import addresses_for_others
 from hvdext.common.wording import named_ranks
 from hvdext.serving import options
 from hvdext.serving.http.draining import CloseWhenDraining
@@ -141,7 +141,7 @@ class _Front:
         if self._job.where.one_host:
             return [("127.0.0.1", await self._core.start("127.0.0.1"))]
         port = await self._core.start("0.0.0.0")
-        return [(host, port) for host in own_addresses(os.environ.get("HOROVOD_GLOO_IFACE"))]
+        return [(host, port) for host in addresses_for_others(os.environ.get("HOROVOD_GLOO_IFACE"))]
 
     def _supervise(self, front):
         supervisor = make_supervisor(self._job, lambda: front)
@@ -209,14 +209,6 @@ class _Front:
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def own_addresses(interface: str | None) -> list[str]:
-    """This host's IPv4 addresses that others may reach it at, those of `interface` first."""
-    found = psutil.net_if_addrs()
-    ordered = sorted(found, key=lambda name: name != interface)
-    addresses = [a.address for name in ordered for a in found[name] if a.family == socket.AF_INET]
-    return [address for address in addresses if not address.startswith("127.")] or ["127.0.0.1"]
 
 
 def _allowed_hosts(args):

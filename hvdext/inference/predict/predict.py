@@ -16,7 +16,7 @@ from hvdext.comm.current import current
 from hvdext.comm.failures import on_root, raise_for
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.checks import require_choice
-from hvdext.common.signals import LastWords
+from hvdext.common.signals import FinalMessage
 from hvdext.inference.predict.gathering import Gathering, PredictionFailed, RankLost
 from hvdext.inference.predict.output.output_folder import Done, OutputFolder
 from hvdext.inference.predict.output.sinks import InMemory, Nowhere, OnDisk
@@ -136,7 +136,7 @@ def _gather(comm, model, source, sink, done, output, verbose, everywhere):
     def state():
         return _state(gathering, sink, done, source, output)
 
-    with LastWords(lambda: f"hvd.predict is ended by SIGTERM. {state()}") as last:
+    with FinalMessage(lambda: f"hvd.predict is ended by SIGTERM. {state()}") as last:
         try:
             gathering.run()
         except PredictionFailed as failed:

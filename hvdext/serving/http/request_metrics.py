@@ -40,7 +40,7 @@ def call_of(scope: Scope) -> Call:
     return scope["hvdext.call"]
 
 
-class Observer:
+class RequestMetrics:
     """Counts, times and logs; adds the headers that every answer carries.
 
     Args:
