@@ -11,7 +11,6 @@ where hvdext is not installed.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import keras
@@ -21,6 +20,7 @@ from hvdext.collectives.reduce_op import ReduceOp
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.checks import require_whole
+from hvdext.common.log import warn
 from hvdext.gradients.accumulation import Accumulator
 from hvdext.gradients.apply_hook import HOOK, ApplyHook, check_members, hook_of
 from hvdext.gradients.exchange import GradientExchange
@@ -137,7 +137,7 @@ def old_groups(num_groups: int, groups):
                 "`num_groups` must be a positive number, and left out where `groups` is given. "
                 f"Received: num_groups={num_groups!r}, groups={groups!r}."
             )
-        warnings.warn("`num_groups` is Horovod's old name for `groups`.", stacklevel=3)
+        warn("`num_groups` is Horovod's old name for `groups`.")
     return num_groups or groups or None
 
 
