@@ -155,6 +155,32 @@ def checked_splits(splits):
     return tf.cast(shares, tf.int64)
 
 
+def row_counts(comm, tensor, splits, name):
+    """How many rows this rank sends to each and receives from each; an error on all ranks if any is wrong."""
+    rows = tf.shape(tensor, tf.int64)[0]
+    given = tf.fill([comm.size], rows // comm.size) if splits is None else splits
+    fits = tf.logical_and(tf.size(given) == comm.size, tf.reduce_all(given >= 0))
+    fits = tf.logical_and(fits, tf.reduce_sum(given) == rows)
+    # A rank whose splits are wrong still sends a row of the right length, since the others wait for it.
+    sent = tf.where(fits, tf.pad(given, [[0, comm.size]])[: comm.size], -1)
+    everyone = tf.reshape(comm.allgather(sent, name), [comm.size, comm.size])
+    rule = (
+        f"`splits` must be {comm.size} numbers, not negative, that add up to the rows of `tensor`; without "
+        f"`splits`, {comm.size} must divide the rows. Received otherwise on the ranks"
+    )
+    wrong = tf.gather(tf.constant(comm.ranks), tf.where(everyone[:, 0] < 0)[:, 0])
+    mine = ["; on this rank: splits", given, "for rows:", rows]
+    if tf.executing_eagerly():
+        if tf.size(wrong) > 0:
+            text = f"{mine[0]} {given.numpy().tolist()} {mine[2]} {int(rows)}"
+            raise ValueError(f"{rule} {wrong.numpy().tolist()}{text}.")
+    else:
+        check = tf.debugging.Assert(tf.equal(tf.size(wrong), 0), [rule, wrong, *mine])
+        with tf.control_dependencies([check]):
+            sent, everyone = tf.identity(sent), tf.identity(everyone)
+    return tf.cast(sent, tf.int32), tf.cast(everyone[:, comm.rank], tf.int32)
+
+
 def reducible(value, argument, comm, how):
     """`value`, if `allreduce` can take it with the options `how`."""
     op, dtype = how["op"], value.dtype
