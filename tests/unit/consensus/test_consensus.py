@@ -306,7 +306,7 @@ ERRORS = {
     r"ValueError: .*disagree(.*\n)*.*weight_by: rank 0: None; rank 1: 'samples'": lambda c: _quiet(
         weight_by=[None, "samples"][c.rank]
     ).unify(_linear(), 1),
-    r"RuntimeError: .*(\n.*)*must hold 2 batches.*with 1": lambda c: _quiet(
+    r"ValueError: .*(\n.*)*must hold 2 batches.*with 1": lambda c: _quiet(
         reestimate_batch_norm=([[1.0]], 2)
     ).unify(_linear(), 1),
     r"RuntimeError: .*\n *rank 1: KeyError: 'no such data'": _scored,
