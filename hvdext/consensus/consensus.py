@@ -93,7 +93,8 @@ class ConsensusAveraging(keras.callbacks.Callback):
             the ranks' settings differ; when it ends, if the models differ, or weights or scores are not
             finite.
         RuntimeError: before `hvd.init()`. When training ends, on every rank alike, if a rank cannot evaluate,
-            score or find its batches, or if the digests differ.
+            score or find its batches (a ValueError, TypeError or OSError where that is what it has met), or
+            if the digests differ.
     """
 
     @suggests_keywords

@@ -98,8 +98,8 @@ def unify(
         ValueError: on every rank alike, if the models differ or are not built, samples are needed and
             missing, weights are not finite (and none remain, or `options` say to raise), or no score is
             finite.
-        RuntimeError: on every rank alike, if a rank cannot evaluate, score or find its batches, or if the
-            ranks differ afterwards.
+        RuntimeError: on every rank alike, if a rank cannot evaluate, score or find its batches (of the kind
+            that `comm.failures` says), or if the ranks differ afterwards.
     """
     state = optimizer if options.optimizer_state else None
     if state is not None and model.built:

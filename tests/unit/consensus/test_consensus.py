@@ -267,7 +267,7 @@ def test_nonfinite_weights_are_left_out():
         return report, model.layers[0].kernel.numpy()
 
     expected = np.mean([_model(rank).layers[0].kernel.numpy() for rank in (0, 2)], 0)
-    with pytest.warns(UserWarning, match="rank 1 in .*dense/kernel") as caught:
+    with pytest.warns(UserWarning, match="rank 1: .*dense/kernel") as caught:
         ranks = run_ranks(3, one_rank)
     assert len([w for w in caught if "not finite" in str(w.message)]) == 3
     for report, kernel in ranks:
@@ -288,7 +288,7 @@ def _scored(comm):
 
 
 ERRORS = {
-    r"ValueError: .*rank 1 in .*dense/kernel.*skip_rank": lambda c: _quiet().unify(_with_nan(c, 1), 1),
+    r"ValueError: .*rank 1: .*dense/kernel.*skip_rank": lambda c: _quiet().unify(_with_nan(c, 1), 1),
     r"ValueError: No rank's weights are finite: rank 0: .*rank 1: ": lambda c: _quiet(
         on_nonfinite="skip_rank"
     ).unify(_with_nan(c, 0, 1), 1),

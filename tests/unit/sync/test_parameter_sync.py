@@ -388,7 +388,7 @@ def test_a_rank_takes_all_fragments_at_once(name):
     assert len([w for w in warned if "not finite" in str(w.message)]) == 1
 
 
-def test_a_cure_leaves_the_other_ranks_as_they_are():
+def test_a_recovery_leaves_the_other_ranks_as_they_are():
     def rank(comm):
         model = small_model()
         model.set_weights([w + comm.rank for w in model.get_weights()])
@@ -407,8 +407,8 @@ def test_a_cure_leaves_the_other_ranks_as_they_are():
         assert sent == found[0][2] > 3 * 16 * 4  # two exchanges of "hidden", one of "out"
 
 
-def test_a_cure_beside_an_exchange_is_resumed(tmp_path):
-    """Fragment 0 fails at step 2, all is cured at 5; what left at 4 would bring a difference from before."""
+def test_a_recovery_beside_an_exchange_is_resumed(tmp_path):
+    """Fragment 0 fails at step 2, all is mended at 5; what left at 4 would bring a difference from before."""
 
     def prepared(comm):
         model = small_model()
@@ -453,7 +453,7 @@ def test_a_group_without_a_finite_rank_waits_for_the_others():
     assert run_ranks(2, rank) == [[True, True], [False, True]]
 
 
-def test_a_rank_that_is_skipped_cures_the_optimizer_that_it_trains_with_now():
+def test_a_rank_that_is_skipped_mends_the_optimizer_that_it_trains_with_now():
     def rank(comm):
         model = small_model()
         sync = hvd.sync.LocalSGD(1, on_nonfinite="skip_rank")
