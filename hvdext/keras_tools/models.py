@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import keras
+
 from hvdext.keras_tools.selection import path_of
+
+
+def flatten_layers(model: keras.Layer, *, include_self: bool = True) -> list[keras.Layer]:
+    """A model or layer and all layers in it, at whatever depth, each once.
+
+    Args:
+        model: the model or layer.
+        include_self: whether it is one of them.
+    """
+    return model._flatten_layers(include_self=include_self)
 
 
 def model_variables(model) -> list:
@@ -18,4 +30,4 @@ def model_variables(model) -> list:
 
 def is_built(model) -> bool:
     """True if `model` and all its layers have their variables."""
-    return model.built and all(layer.built for layer in model._flatten_layers())
+    return model.built and all(layer.built for layer in flatten_layers(model))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
 from keras.optimizers import LossScaleOptimizer
+
+from hvdext.keras_tools.replacing import replace
 
 
 def build(optimizer: keras.optimizers.Optimizer, variables: Sequence) -> None:
@@ -26,6 +29,48 @@ def loss_scale(outer):
 def innermost(optimizer):
     """The optimizer inside a `LossScaleOptimizer`, or `optimizer` itself."""
     return optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
+
+
+def learning_rate_variable(optimizer: keras.optimizers.Optimizer) -> Any:
+    """What the learning rate comes from: a Keras variable if it can be set, else a schedule or function.
+
+    Unlike `optimizer.learning_rate`, which is a schedule's value at the present step.
+    """
+    return optimizer._learning_rate
+
+
+def iterations_of(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
+    """The variable that counts the calls of `apply`.
+
+    Unlike `optimizer.iterations`, which counts as one those that `gradient_accumulation_steps` puts together.
+    """
+    return optimizer._iterations
+
+
+def trained_by(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """The variables that an optimizer was built for, in its order; none before that."""
+    return list(optimizer._trainable_variables) if optimizer.built else []
+
+
+def clip_by(optimizer: keras.optimizers.Optimizer, clip: Callable[[list], list]) -> None:
+    """Has `clip` do what Keras' clipping of gradients did in `optimizer`.
+
+    Args:
+        optimizer: the optimizer itself, not one around it.
+        clip: takes all gradients, some of which may be None, and returns them clipped.
+    """
+    replace(optimizer, _clip_gradients=clip)
+
+
+def keep_gradients_apart(optimizer: keras.optimizers.Optimizer) -> None:
+    """Leaves out Keras' sum over the replicas of a `tf.distribute` strategy, where there is one replica.
+
+    All gradients would go through one operation, on one device.
+
+    Args:
+        optimizer: the optimizer itself, not one around it.
+    """
+    replace(optimizer, _all_reduce_sum_gradients=list)
 
 
 def configuration(optimizer):

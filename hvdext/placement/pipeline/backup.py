@@ -21,7 +21,7 @@ _HOOKS = [name for name in dir(keras.callbacks.Callback) if name.startswith("on_
 _Backup = keras.callbacks.BackupAndRestore
 
 
-def led(callbacks: Any, model: keras.Model, comm: Communicator) -> Any:
+def with_leader(callbacks: Any, model: keras.Model, comm: Communicator) -> Any:
     """The callbacks of `fit`, `BackupAndRestore` among them so that one rank alone keeps its folder.
 
     Args:
@@ -35,20 +35,20 @@ def led(callbacks: Any, model: keras.Model, comm: Communicator) -> Any:
     if comm.size == 1 or callbacks is None:
         return callbacks
     if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks.callbacks = [_led(one, comm) for one in callbacks.callbacks]
+        callbacks.callbacks = [_with_leader(one, comm) for one in callbacks.callbacks]
         callbacks.set_model(model)
         return callbacks
-    return [_led(one, comm) for one in keras.tree.flatten(callbacks)]
+    return [_with_leader(one, comm) for one in keras.tree.flatten(callbacks)]
 
 
-def _led(callback, comm):
+def _with_leader(callback, comm):
     if not isinstance(callback, _Backup):
         return callback
     agreement.check(comm, type(callback).__name__, {"save_freq": callback.save_freq})
-    return _Led(callback, comm)
+    return LeaderBackup(callback, comm)
 
 
-class _Led(keras.callbacks.Callback):
+class LeaderBackup(keras.callbacks.Callback):
     """`callback`, run by the first rank of `comm` for all."""
 
     def __init__(self, callback: keras.callbacks.Callback, comm: Communicator):
@@ -57,12 +57,14 @@ class _Led(keras.callbacks.Callback):
         self._comm = comm
 
     def set_params(self, params):
+        """As in Keras."""
         super().set_params(params)
         self._callback.set_params(params)
 
     def set_model(self, model):
+        """As in Keras; the leader's callback sees a model that announces what all call."""
         super().set_model(model)
-        self._callback.set_model(_Announcing(model, self._tell) if self._comm.rank == 0 else model)
+        self._callback.set_model(_AnnouncedModel(model, self._tell) if self._comm.rank == 0 else model)
 
     def run(self, hook: str, *args, **kwargs) -> None:
         """Called by all ranks for each of Keras' calls, `hook` being its name."""
@@ -116,10 +118,10 @@ def _hook(name):
 
 
 for _name in _HOOKS:
-    setattr(_Led, _name, _hook(_name))
+    setattr(LeaderBackup, _name, _hook(_name))
 
 
-class _Announcing:
+class _AnnouncedModel:
     """The model as the leader's callback sees it: what all ranks call together is announced first."""
 
     def __init__(self, model: keras.Model, tell):

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import keras
-from keras.src.models.functional import Functional
 
+from hvdext.keras_tools.functional import graph_of, is_functional, nodes_of
 from hvdext.placement.slices.layer import is_elementwise
 
 L = keras.layers
@@ -101,7 +101,7 @@ def layers_by_path(model: keras.Model, prefix: str = "") -> dict[str, keras.laye
     """The layers of a model and of the models in it, by paths such as "encoder/dense_1"."""
     found: dict[str, keras.layers.Layer] = {}
     for layer in model.layers:
-        if isinstance(layer, (keras.Sequential, Functional)):
+        if is_functional(layer):
             found |= layers_by_path(layer, f"{prefix}{layer.name}/")
         elif not isinstance(layer, L.InputLayer):
             found[prefix + layer.name] = layer
@@ -135,16 +135,16 @@ def _check_way(pattern, way, path, layer):
 
 def _functional_parts(model):
     """The functional graphs in a model: its own and those of the models in it."""
-    yield model._functional if isinstance(model, keras.Sequential) else model
+    yield graph_of(model)
     for layer in model.layers:
-        if isinstance(layer, (keras.Sequential, Functional)):
+        if is_functional(layer):
             yield from _functional_parts(layer)
 
 
 def _check_logits(graph, layers, cuts):
     """Refuses to cut by "vocabulary" what gives anything but the model's output."""
     outputs = {id(tensor) for tensor in keras.tree.flatten(graph.outputs)}
-    nodes = [node for depth in graph._nodes_by_depth.values() for node in depth]
+    nodes = nodes_of(graph)
     used = {id(tensor) for node in nodes for tensor in node.input_tensors}
     good = {
         id(node.operation)
@@ -161,7 +161,7 @@ def _check_logits(graph, layers, cuts):
 
 def _keep_parts(model, cuts):
     """Finds the layers of one graph between which nothing needs to be gathered."""
-    nodes = [node for depth in model._nodes_by_depth.values() for node in depth]
+    nodes = nodes_of(model)
     consumers: dict[int, list] = {}
     for node in nodes:
         for tensor in node.input_tensors:

@@ -6,7 +6,6 @@ import os
 
 import keras
 import tensorflow as tf
-from keras.src.models.functional import Functional
 
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
@@ -14,6 +13,8 @@ from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
 from hvdext.keras_tools.custom_objects import custom_objects_of, fresh_copy
 from hvdext.keras_tools.derived import settle
+from hvdext.keras_tools.functional import is_functional
+from hvdext.keras_tools.models import flatten_layers
 from hvdext.keras_tools.optimizers import build
 from hvdext.keras_tools.slice_marks import Slice, cut_axis
 from hvdext.placement.slices.layer import SlicedLayer
@@ -110,7 +111,7 @@ def _checked_path(filepath):
 
 
 def _check_has_twin(model):
-    if not isinstance(model, (keras.Sequential, Functional)):
+    if not is_functional(model):
         raise ValueError(
             "`model` must be a functional or Sequential Keras model, whose uncut twin can be made. "
             f"Received: {model.name!r} of type {type(model).__name__}."
@@ -118,7 +119,7 @@ def _check_has_twin(model):
 
 
 def _group_of(model) -> Communicator:
-    layers = model._flatten_layers(include_self=False)
+    layers = flatten_layers(model, include_self=False)
     return next((layer.comm for layer in layers if isinstance(layer, SlicedLayer)), None) or current()
 
 
