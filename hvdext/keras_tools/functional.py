@@ -11,6 +11,7 @@ import keras
 from keras.src.backend.common import global_state
 
 from hvdext.keras_tools.deferred import without_values
+from hvdext.keras_tools.layers import cloned
 
 # Keras' lists of how often each name is taken, and of variables without a value.
 _NUMBERS = "object_name_uids"
@@ -211,8 +212,7 @@ def inputs_like(function: keras.Function) -> Any:
         return None
 
     def like(tensor):
-        layer = tensor._keras_history.operation
-        return type(layer).from_config(layer.get_config()).output
+        return cloned(tensor._keras_history.operation).output
 
     return keras.tree.map_structure(like, function._inputs_struct)
 

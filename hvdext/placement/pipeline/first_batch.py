@@ -23,7 +23,7 @@ from hvdext.keras_tools.training import (
     peeked,
 )
 from hvdext.placement.pipeline.data import digest
-from hvdext.placement.pipeline.preflight import check_number_of_batches, settings_of
+from hvdext.placement.pipeline.preflight import require_same_number_of_batches, settings_of
 
 
 class FirstBatch:
@@ -67,7 +67,7 @@ class FirstBatch:
         Raises:
             ValueError: on every rank alike, if something differs.
         """
-        check_number_of_batches(self._comm, number_of_batches(x, options["batch_size"], steps))
+        require_same_number_of_batches(self._comm, number_of_batches(x, options["batch_size"], steps))
         if self._is_compared:
             return x
         if isinstance(x, GeneratorType):
@@ -90,7 +90,9 @@ class FirstBatch:
         """
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         rows = options.get("validation_batch_size") or batch_size
-        check_number_of_batches(self._comm, number_of_batches(x, rows, options.get("validation_steps")))
+        require_same_number_of_batches(
+            self._comm, number_of_batches(x, rows, options.get("validation_steps"))
+        )
 
     def compare(self, model: keras.Model, batch: Any) -> None:
         """Compares settings and a batch, once; builds metrics and optimizer. All ranks call it.

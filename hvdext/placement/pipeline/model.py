@@ -14,6 +14,7 @@ from hvdext.keras_tools import training
 from hvdext.keras_tools.functional import outputs_like, required_function_of, standardized
 from hvdext.keras_tools.layers import set_mask
 from hvdext.keras_tools.optimizers import innermost
+from hvdext.placement.pipeline import results
 from hvdext.placement.pipeline.backup import with_leader
 from hvdext.placement.pipeline.batch_check import marks_of
 from hvdext.placement.pipeline.clipping import clip_over_stages, count_overflow
@@ -29,18 +30,10 @@ from hvdext.placement.pipeline.preflight import (
     ShuffledAlike,
     begin,
     callbacks_problem,
-    check_all_call,
     facts_of_fit,
+    require_all_call,
     settings_of,
     shuffled_alike,
-)
-from hvdext.placement.pipeline.results import (
-    Results,
-    loss_of,
-    metric_variables,
-    shares,
-    track_loss,
-    update_metrics,
 )
 from hvdext.placement.pipeline.running import Runner
 from hvdext.placement.pipeline.schedule import Action
@@ -92,7 +85,7 @@ class PipelineModel(keras.Model):
         last = runner.last % whole.comm.size
         self._is_first = whole.comm.rank == 0
         self._is_last = whole.comm.rank == last
-        self._results = Results(whole.comm, runner.name, self._is_last)
+        self._results = results.Results(whole.comm, runner.name, self._is_last)
         self._first_batch = FirstBatch(whole.comm, self._subject, self._function, last)
         self._is_fitting = False
         self.built = True
@@ -274,7 +267,7 @@ class PipelineModel(keras.Model):
             ValueError: on every rank alike, if Keras does not take an argument.
             RuntimeError: within AsOneProcess, where one rank would wait for the others.
         """
-        check_all_call(self.whole.everyone)
+        require_all_call(self.whole.everyone)
         self.whole.save(filepath, self, overwrite=overwrite, **options)
 
     def save_weights(self, filepath: str | os.PathLike, overwrite: bool = True, **options) -> None:
@@ -282,7 +275,7 @@ class PipelineModel(keras.Model):
 
         As `save` otherwise.
         """
-        check_all_call(self.whole.everyone)
+        require_all_call(self.whole.everyone)
         self.whole.save_weights(filepath, self, overwrite=overwrite, **options)
 
     def load_weights(self, filepath: str | os.PathLike, **options) -> None:
@@ -295,7 +288,7 @@ class PipelineModel(keras.Model):
             ValueError: on every rank alike, if it is of another kind, or of another model.
             RuntimeError: as `save`.
         """
-        check_all_call(self.whole.everyone)
+        require_all_call(self.whole.everyone)
         has_state = self.compiled and self.optimizer is not None and self.optimizer.built
         self.whole.load_weights(filepath, self.optimizer if has_state else None, **options)
 
@@ -311,7 +304,7 @@ class PipelineModel(keras.Model):
                 of another model, or holds no such optimizer's state.
             RuntimeError: as `save`.
         """
-        check_all_call(self.whole.everyone)
+        require_all_call(self.whole.everyone)
         training.require_compiled(self, "load_checkpoint")
         self._first_batch.build_optimizer(self)
         self.whole.load_checkpoint(filepath, self.optimizer)
@@ -329,13 +322,13 @@ class PipelineModel(keras.Model):
         inputs = parts_of(self._inputs_of(x), self.microbatches) if self._is_first else []
         targets = parts_of(y, self.microbatches) if self._is_last else []
         weights = parts_of(sample_weight, self.microbatches) if self._is_last else []
-        counts = shares(self, sample_weight, weights) if self._is_last else []
+        counts = results.shares(self, sample_weight, weights) if self._is_last else []
         losses: list[tf.Tensor] = []
 
         def objective(k, outputs, additional):
             terms = [training.additional_loss(self, loss) / self.microbatches for loss in additional]
             if outputs is not None:
-                loss = loss_of(self, targets[k], self._packed(outputs), weights[k])
+                loss = results.loss_of(self, targets[k], self._packed(outputs), weights[k])
                 terms.append(loss * tf.cast(counts[k], loss.dtype))
             if not terms:
                 return None
@@ -347,7 +340,7 @@ class PipelineModel(keras.Model):
             self._settings.training, inputs, whole_batch, objective
         )
         if self._is_last:
-            update_metrics(self, y, self._joined(outputs), sample_weight)
+            results.update_metrics(self, y, self._joined(outputs), sample_weight)
         variables, gradients = self._gradients(by_variable)
         overflow = count_overflow(self.optimizer, gradients)
         loss, overflows = self._share(losses, overflow, marks_of(x, y, whole_batch), transfers)
@@ -355,7 +348,7 @@ class PipelineModel(keras.Model):
             gradients = [map_gradient(tf.identity, gradient) for gradient in gradients]
         if overflow is not None:
             gradients = poisoned(gradients, unless=tf.equal(overflows, 0))
-        track_loss(self, loss, rows)
+        results.track_loss(self, loss, rows)
         # Backward: the last layer's gradient is complete first.
         self.optimizer.apply_gradients(zip(gradients[::-1], variables[::-1], strict=True))
         return self.get_metrics_result()
@@ -373,10 +366,10 @@ class PipelineModel(keras.Model):
         outputs, transfers = self._forward(x, rows, take)
         if self._is_last:
             y_pred = self._joined(outputs, rows)
-            losses.append(loss_of(self, y, y_pred, sample_weight))
-            update_metrics(self, y, y_pred, sample_weight)
+            losses.append(results.loss_of(self, y, y_pred, sample_weight))
+            results.update_metrics(self, y, y_pred, sample_weight)
         loss, _ = self._share(losses, None, marks_of(x, y, rows), transfers)
-        track_loss(self, loss, rows)
+        results.track_loss(self, loss, rows)
         return self.get_metrics_result()
 
     def predict_step(self, data):
@@ -433,7 +426,7 @@ class PipelineModel(keras.Model):
         return self._packed(parts if rows is None else [part[:rows] for part in parts])
 
     def _share(self, losses, overflow, marks, transfers):
-        return self._results.share(metric_variables(self), losses, overflow, marks, transfers)
+        return self._results.share(results.metric_variables(self), losses, overflow, marks, transfers)
 
     def _gradients(self, by_variable: dict) -> tuple[list, list]:
         """What the optimizer applies. A stage that trains nothing has a number to train that nobody uses."""

@@ -79,11 +79,11 @@ def pipeline(
     """
     grid = grid if grid is not None else Grid(pipeline=current().size)
     comm = grid.pipeline
-    _check_arguments(comm, model, plan, microbatches, schedule, recompute)
+    _require_arguments_alike(comm, model, plan, microbatches, schedule, recompute)
     whole, values = _without_values(model)
     plan.check(whole)
     calls = calls_of(whole)
-    _check_rows_are_open(calls)
+    _require_open_rows(calls)
     chunks = cut(calls, plan)
     facts = {f"variable {i}": f"{v.path} {tuple(v.shape)} {v.dtype}" for i, v in enumerate(whole.variables)}
     agreement.check(
@@ -114,7 +114,7 @@ def pipeline(
     )
 
 
-def _check_arguments(comm: Communicator, model, plan, microbatches, schedule, recompute) -> None:
+def _require_arguments_alike(comm: Communicator, model, plan, microbatches, schedule, recompute) -> None:
     problem = None
     if not isinstance(model, keras.Model) and not callable(model):
         problem = (
@@ -136,7 +136,7 @@ def _check_arguments(comm: Communicator, model, plan, microbatches, schedule, re
     agreement.check(comm, "hvd.pipeline", facts, problem)
 
 
-def _check_rows_are_open(calls: Calls) -> None:
+def _require_open_rows(calls: Calls) -> None:
     """Stages see micro-batches, and batches of any number of rows for predictions."""
     for name, tensor in zip(calls.inputs, calls.model.inputs, strict=True):
         if tuple(tensor.shape[:1]) != (None,):

@@ -77,7 +77,7 @@ def _flat(callbacks):
     return tf.nest.flatten(found)
 
 
-def check_all_call(everyone: Communicator) -> None:
+def require_all_call(everyone: Communicator) -> None:
     """Refuses to save or load on one rank alone what several must save and load together.
 
     Args:
@@ -149,7 +149,7 @@ def shuffled_alike(comm: Communicator, x: Any, seeds: list[int | None]) -> Any:
     return x
 
 
-def check_number_of_batches(comm: Communicator, number: int | None) -> None:
+def require_same_number_of_batches(comm: Communicator, number: int | None) -> None:
     """Refuses data that one rank would wait for in vain. All ranks call it.
 
     Args:

@@ -60,7 +60,7 @@ def cut(calls: Calls, plan: Plan) -> list[Chunk]:
         ValueError: if a tensor would have to go back to an earlier place, layers at different places have a
             variable in common, or a sparse, ragged or string tensor would have to travel.
     """
-    _check_common_variables(plan)
+    _require_common_places(plan)
     tensors = _symbolic_tensors(calls)
     made = dict.fromkeys(calls.inputs, 0)  # place by tensor name
     needed = dict.fromkeys(calls.outputs, plan.places - 1)  # the last place that takes it
@@ -185,7 +185,7 @@ def _spec(tensor) -> Spec:
     return Spec(tuple(tensor.shape), tf.as_dtype(tensor.dtype))
 
 
-def _check_common_variables(plan: Plan) -> None:
+def _require_common_places(plan: Plan) -> None:
     for group in plan.graph.shared:
         places = {path: plan.place_of(path) for path in group}
         if len(set(places.values())) > 1:

@@ -134,7 +134,7 @@ class _SlicedAttention(SlicedLayer):
         """The layer that drops this rank's part of what the uncut layer would drop of the scores."""
         return SlicedDropout(rate, axis=1, dtype=self.dtype_policy, seed=self.seed, grid=self.comm)
 
-    def _check_arguments(self, heads):
+    def _require_arguments(self, heads):
         for name, value in heads.items():
             require_divides(self.comm.size, self.name, name, value)
         for regularizer in (self.activity_regularizer, self.projection_settings()["activity_regularizer"]):
@@ -164,7 +164,7 @@ class SlicedMultiHeadAttention(_SlicedAttention, attention.MultiHeadAttention):
 
     def __init__(self, num_heads, *args, grid=None, **kwargs):
         super().__init__(num_heads, *args, grid=grid, **kwargs)
-        self._check_arguments({"num_heads": num_heads})
+        self._require_arguments({"num_heads": num_heads})
 
     def uncut(self):
         """As in `SlicedLayer`."""
@@ -191,7 +191,7 @@ class SlicedGroupQueryAttention(_SlicedAttention, attention.GroupQueryAttention)
 
     def __init__(self, head_dim, num_query_heads, num_key_value_heads, *args, grid=None, **kwargs):
         super().__init__(head_dim, num_query_heads, num_key_value_heads, *args, grid=grid, **kwargs)
-        self._check_arguments(
+        self._require_arguments(
             {"num_query_heads": num_query_heads, "num_key_value_heads": num_key_value_heads}
         )
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import keras
 
+from hvdext.common.checks import did_you_mean
 from hvdext.keras_tools.functional import graph_of, is_functional, nodes_of
 from hvdext.placement.slices.layer import is_elementwise
 
@@ -82,7 +82,7 @@ def cuts_of(model: keras.Model, rules: Mapping[str, str]) -> Cuts:
     chosen: dict[int, tuple[str, str]] = {}
     for pattern, way in rules.items():
         for path, layer in _matching(pattern, layers).items():
-            _check_way(pattern, way, path, layer)
+            _require_way(pattern, way, path, layer)
             earlier, other = chosen.setdefault(id(layer), (pattern, way))
             if other != way:
                 raise ValueError(
@@ -93,7 +93,7 @@ def cuts_of(model: keras.Model, rules: Mapping[str, str]) -> Cuts:
     graphs = list(_functional_parts(model))
     for graph in graphs:
         _keep_parts(graph, cuts)
-    _check_logits(graphs[0], layers, cuts)
+    _require_logits(graphs[0], layers, cuts)
     return cuts
 
 
@@ -111,13 +111,12 @@ def layers_by_path(model: keras.Model, prefix: str = "") -> dict[str, keras.laye
 def _matching(pattern, layers):
     found = {path: layer for path, layer in layers.items() if fnmatchcase(path, pattern)}
     if not found:
-        nearest = difflib.get_close_matches(pattern, layers, n=1, cutoff=0.3)
-        hint = f"Did you mean {nearest[0]!r}?" if nearest else f"The model has {list(layers)}."
-        raise ValueError(f"`rules` must match at least one layer each. Received: {pattern!r}. {hint}")
+        hint = did_you_mean(pattern, layers) or f" The model has {list(layers)}."
+        raise ValueError(f"`rules` must match at least one layer each. Received: {pattern!r}.{hint}")
     return found
 
 
-def _check_way(pattern, way, path, layer):
+def _require_way(pattern, way, path, layer):
     ways = WAYS.get(type(layer), ())
     if way in ways:
         return
@@ -141,7 +140,7 @@ def _functional_parts(model):
             yield from _functional_parts(layer)
 
 
-def _check_logits(graph, layers, cuts):
+def _require_logits(graph, layers, cuts):
     """Refuses to cut by "vocabulary" what gives anything but the model's output."""
     outputs = {id(tensor) for tensor in keras.tree.flatten(graph.outputs)}
     nodes = nodes_of(graph)

@@ -74,7 +74,7 @@ def group_of(variables: Sequence) -> Communicator | None:
     return next(iter(comms.values()), None)
 
 
-def check_elementwise(optimizer: keras.optimizers.Optimizer, variables: Sequence) -> None:
+def require_elementwise(optimizer: keras.optimizers.Optimizer, variables: Sequence) -> None:
     """Refuses what cannot update slices by themselves.
 
     Raises:
@@ -98,7 +98,7 @@ def check_elementwise(optimizer: keras.optimizers.Optimizer, variables: Sequence
 
 def _prepared(optimizer, comm, gradients, variables):
     refuse_xla("cut layers")
-    check_elementwise(optimizer, variables)
+    require_elementwise(optimizer, variables)
     _check_same_samples(optimizer, comm, gradients, variables)
     if optimizer.clipnorm:
         squares = [None if g is None else squared_norm(g) for g in gradients]
