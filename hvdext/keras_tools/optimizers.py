@@ -31,7 +31,7 @@ def innermost(optimizer):
     return optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
 
 
-def learning_rate_variable(optimizer: keras.optimizers.Optimizer) -> Any:
+def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> Any:
     """What the learning rate comes from: a Keras variable if it can be set, else a schedule or function.
 
     Unlike `optimizer.learning_rate`, which is a schedule's value at the present step.
@@ -71,6 +71,35 @@ def keep_gradients_apart(optimizer: keras.optimizers.Optimizer) -> None:
         optimizer: the optimizer itself, not one around it.
     """
     replace(optimizer, _all_reduce_sum_gradients=list)
+
+
+def keeps_velocity(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether the momentum that an optimizer keeps, if any, holds gradients times learning rate."""
+    return isinstance(optimizer, (keras.optimizers.SGD, keras.optimizers.RMSprop))
+
+
+def velocities_of(optimizer: keras.optimizers.Optimizer) -> list[tf.Variable]:
+    """The variables that hold gradients times learning rate; none without momentum or before it is built."""
+    if not optimizer.built or not keeps_velocity(optimizer):
+        return []
+    is_sgd = isinstance(optimizer, keras.optimizers.SGD)
+    found = optimizer.momentums if is_sgd else optimizer._momentums
+    return [velocity.value for velocity in found if velocity is not None]
+
+
+def before_clipping(optimizer: keras.optimizers.Optimizer, prepare: Callable[[list], list]) -> None:
+    """Has gradients prepared before Keras clips and applies them.
+
+    Args:
+        optimizer: with `gradient_accumulation_steps` this is done with the sums, not with each micro-batch.
+        prepare: takes the gradients and returns those to be clipped.
+    """
+    clip = optimizer._clip_gradients
+
+    def prepare_and_clip(gradients):
+        return clip(prepare(gradients))
+
+    optimizer._clip_gradients = prepare_and_clip
 
 
 def configuration(optimizer):

@@ -32,7 +32,7 @@ from hvdext.keras_tools.functional import (
     unallocated,
 )
 from hvdext.keras_tools.layers import cloned, mask_of, set_mask
-from hvdext.keras_tools.models import flatten_layers
+from hvdext.keras_tools.models import flat_layers
 from hvdext.keras_tools.optimizers import build, innermost, keep_gradients_apart
 from hvdext.keras_tools.train_step import around
 from hvdext.placement.plan.plan import Plan
@@ -173,7 +173,7 @@ def _copy_state(
     for original, copied in copier.copies.values():
         if id(original) in copier.device_of:
             _copy_variables(original, copied, copier.device_of[id(original)], scope)
-    for original, copied in zip(flatten_layers(model), flatten_layers(placed), strict=True):
+    for original, copied in zip(flat_layers(model), flat_layers(placed), strict=True):
         copied.name = original.name  # Keras has numbered anew what a layer makes inside without a name
         copied.trainable = original.trainable  # from the outside in: a model hands its flag on to its layers
     for original, copied in zip(model.variables, placed.variables, strict=True):

@@ -15,6 +15,7 @@ import keras
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.failures import raise_on_all
+from hvdext.keras_tools.epochs import begin_with_epoch, initial_epoch_of
 
 _CALLED_BY_ALL = ("save", "save_weights", "load_weights", "load_checkpoint")
 _HOOKS = [name for name in dir(keras.callbacks.Callback) if name.startswith("on_")]
@@ -94,7 +95,7 @@ class LeaderBackup(keras.callbacks.Callback):
 
     def _tell(self, call: tuple[str, tuple, dict] | None) -> None:
         """Announces a call of the model, or, by None, the end of the hook, and what it has set."""
-        state = {name: getattr(self.model, name) for name in ("_initial_epoch", "stop_training")}
+        state = initial_epoch_of(self.model), self.model.stop_training
         self._comm.broadcast_object((call, state), 0, "hvdext.placement.led")
 
     def _follow(self) -> None:
@@ -106,8 +107,8 @@ class LeaderBackup(keras.callbacks.Callback):
             with contextlib.suppress(OSError, ValueError, RuntimeError):
                 # It fails on all ranks alike: what follows is for the leader to say.
                 getattr(self.model, method)(*args, **kwargs)
-        for name, value in state.items():
-            setattr(self.model, name, value)
+        epoch, self.model.stop_training = state
+        begin_with_epoch(self.model, epoch)
 
 
 def _hook(name):
@@ -125,18 +126,18 @@ class _AnnouncedModel:
     """The model as the leader's callback sees it: what all ranks call together is announced first."""
 
     def __init__(self, model: keras.Model, tell):
-        vars(self).update(_model=model, _tell=tell)
+        vars(self).update(announced=model, tell=tell)  # what else is set is set on the model
 
     def __getattr__(self, name):
-        attribute = getattr(self._model, name)
+        attribute = getattr(self.announced, name)
         if name not in _CALLED_BY_ALL:
             return attribute
 
         def announced(*args, **kwargs):
-            self._tell((name, args, kwargs))
+            self.tell((name, args, kwargs))
             return attribute(*args, **kwargs)
 
         return announced
 
     def __setattr__(self, name, value):
-        setattr(self._model, name, value)
+        setattr(self.announced, name, value)

@@ -18,7 +18,7 @@ from hvdext.keras_tools.deferred import give_value, has_value
 from hvdext.keras_tools.derived import derive_anew
 from hvdext.keras_tools.functional import Calls, calls_of, clone, inputs_like, unallocated
 from hvdext.keras_tools.layers import cloned
-from hvdext.keras_tools.models import flatten_layers
+from hvdext.keras_tools.models import flat_layers
 from hvdext.placement.pipeline.messages import Channel
 from hvdext.placement.pipeline.model import PipelineModel, Settings
 from hvdext.placement.pipeline.running import Runner
@@ -149,7 +149,7 @@ def _require_open_rows(calls: Calls) -> None:
 
 def _slices_problem(model, grid) -> str | None:
     """What is wrong with the ranks among which layers are cut: they must be at the same stage."""
-    for layer in flatten_layers(model):
+    for layer in flat_layers(model):
         if isinstance(layer, SlicedLayer) and layer.comm.ranks != grid.slices.ranks:
             return (
                 "`grid` of cut layers must be that of the pipeline, along whose slices they are cut. "

@@ -15,7 +15,7 @@ from hvdext.common.arguments import suggests_keywords
 from hvdext.keras_tools.custom_objects import custom_objects_of, fresh_copy
 from hvdext.keras_tools.derived import settle
 from hvdext.keras_tools.functional import is_functional
-from hvdext.keras_tools.models import flatten_layers
+from hvdext.keras_tools.models import flat_layers
 from hvdext.keras_tools.optimizers import build
 from hvdext.keras_tools.slice_marks import Slice, cut_axis
 from hvdext.placement.slices.layer import SlicedLayer
@@ -122,7 +122,7 @@ def _require_twin(model):
 
 
 def _group_of(model) -> Communicator:
-    layers = flatten_layers(model, include_self=False)
+    layers = flat_layers(model, include_self=False)
     return next((layer.comm for layer in layers if isinstance(layer, SlicedLayer)), None) or current()
 
 

@@ -12,13 +12,13 @@ import keras
 
 from hvdext.keras_tools.functional import clone
 from hvdext.keras_tools.layers import cloned
-from hvdext.keras_tools.models import flatten_layers
+from hvdext.keras_tools.models import flat_layers
 from hvdext.keras_tools.training import compiled_with
 
 
 def is_cut(model: keras.Model) -> bool:
     """Whether the model has layers that `uncut_layer` replaces."""
-    return any(hasattr(layer, "uncut") for layer in flatten_layers(model, include_self=False))
+    return any(hasattr(layer, "uncut") for layer in flat_layers(model, include_self=False))
 
 
 def uncut_layer(layer: Any) -> Any:

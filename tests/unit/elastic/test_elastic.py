@@ -2,17 +2,18 @@
 
 import sys
 
-import elastic_programs
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from elastic_programs import ROWS, data, make_model, numbers
 
 import hvdext as hvd
-from hvdext.comm import communicator as comm_module
+from hvdext.comm.communicator import SoloComm
+from hvdext.comm.current import use
 from hvdext.elastic.failure import is_lost_rank
 from hvdext.testing import run_ranks
+from tests.multiprocess.programs import elastic_programs
+from tests.multiprocess.programs.elastic_programs import ROWS, data, make_model, numbers
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def alone():
         for name in [name for name in sys.modules if name.partition(".")[0] == "horovod"]:
             patch.delitem(sys.modules, name)
         patch.setitem(sys.modules, "horovod", None)
-        with comm_module.use(comm_module.SoloComm()):
+        with use(SoloComm()):
             yield
 
 

@@ -7,9 +7,7 @@ import time
 import keras
 import numpy as np
 import pytest
-import sync_simulation as simulation
 import tensorflow as tf
-from sync_programs import build_model, put, train
 
 import hvdext as hvd
 from hvdext.comm.communicator import SoloComm
@@ -17,6 +15,8 @@ from hvdext.comm.current import use
 from hvdext.sync.monitor.noise_scale import NoiseScale, estimates
 from hvdext.sync.monitor.records import Curve, Tally
 from hvdext.testing import run_ranks
+from tests.multiprocess.programs import sync_simulation as simulation
+from tests.multiprocess.programs.sync_programs import build_model, put, train
 
 STEPS = 12  # in two epochs
 NUMBERS = {
@@ -146,16 +146,15 @@ def test_times_and_their_shares(delay):
     """Each of four exchanges takes 30 ms more."""
 
     def rank(comm):
-        sync, monitor = hvd.sync.LocalSGD(3, delay=delay), hvd.callbacks.SyncMonitor()
-        slow = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: hold(sync))
+        sync, monitor = hvd.sync.LocalSGD(3, delay=delay, whom=Slow()), hvd.callbacks.SyncMonitor()
         begin = time.perf_counter()
-        logs = drive(comm, sync, [monitor, slow])
+        logs = drive(comm, sync, monitor)
         return logs, time.perf_counter() - begin, sync.totals
 
-    def hold(sync):
-        transfer = sync._engine.states[0].transfer
-        run = transfer.run
-        transfer.run = lambda *arguments: (time.sleep(0.03), run(*arguments))[1]
+    class Slow(hvd.sync.Everyone):
+        def turn(self, comm, number):
+            time.sleep(0.03)
+            return super().turn(comm, number)
 
     for logs, seconds, totals in run_ranks(2, rank):
         waiting, overlapped = (
