@@ -16,6 +16,7 @@ from hvdext.comm.communicator import Communicator
 from hvdext.comm.failures import raise_on_all
 from hvdext.common.log import warn
 from hvdext.keras_tools.custom_objects import fresh_copy
+from hvdext.keras_tools.deferred import give_value, take_value
 from hvdext.keras_tools.functional import Calls, unallocated
 from hvdext.keras_tools.optimizers import build
 from hvdext.keras_tools.slice_marks import mark_of
@@ -183,12 +184,12 @@ class WholeModel:
             for own, variable in zip(self.model.weights, model.weights, strict=True):
                 value = values.pop(id(own), None)
                 if value is not None:
-                    variable._initialize(_array(value, variable))
+                    give_value(variable, _array(value, variable))
                     filled.append(variable)
             yield model
         finally:
             for variable in filled:
-                variable._value = None
+                take_value(variable)
             model.optimizer = None
             model.compiled = False
 
