@@ -15,7 +15,7 @@ from hvdext.comm import agreement
 from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.checks import require_whole
-from hvdext.common.signals import Interrupts
+from hvdext.common.signals import GracefulStop
 from hvdext.common.wording import named_ranks
 from hvdext.consensus import scoring
 from hvdext.consensus.options import ConsensusOptions
@@ -129,7 +129,7 @@ class ConsensusAveraging(keras.callbacks.Callback):
         self._check_every = check_every
         self._verbose = verbose
         self._epochs: deque[list[np.ndarray]] = deque(maxlen=last_epochs)
-        self._interrupts = Interrupts(
+        self._stop = GracefulStop(
             f"training ends on all ranks when they check next, every {check_every} batches and after each "
             "epoch. A second signal ends this process at once."
         )
@@ -143,7 +143,7 @@ class ConsensusAveraging(keras.callbacks.Callback):
 
     def interrupt(self) -> None:
         """Asks all ranks to end the training when they check next, as the first signal does."""
-        self._interrupts.requested = True
+        self._stop.requested = True
 
     def unify(
         self,
@@ -185,7 +185,7 @@ class ConsensusAveraging(keras.callbacks.Callback):
         self._wants_stop, self.interrupted, self.report = False, False, None
         self._samples_before = self._counter.total() if self._counter else 0
         self._is_training = True
-        self._interrupts.install()
+        self._stop.install()
 
     def on_epoch_begin(self, epoch, logs=None):
         self._checked = 0
@@ -236,7 +236,7 @@ class ConsensusAveraging(keras.callbacks.Callback):
     # -- stopping together -----------------------------------------------------------------------------
 
     def _note_wishes(self):
-        if self.model.stop_training or self._interrupts.requested:
+        if self.model.stop_training or self._stop.requested:
             self._wants_stop = True
 
     def _meet(self, has_ended=False) -> bool:
@@ -245,7 +245,7 @@ class ConsensusAveraging(keras.callbacks.Callback):
         One name for all meetings: ranks with different numbers of batches, or one that has left `fit` early,
         still find each other.
         """
-        mine = _STOP * self._wants_stop + _INTERRUPTED * self._interrupts.requested + _ENDED * has_ended
+        mine = _STOP * self._wants_stop + _INTERRUPTED * self._stop.requested + _ENDED * has_ended
         everyone = current().allgather(tf.constant([mine], tf.uint8), "hvdext.consensus.meeting").numpy()
         self._wants_stop = bool(np.any(everyone & _STOP))
         self.interrupted = self.interrupted or bool(np.any(everyone & _INTERRUPTED))
@@ -288,7 +288,7 @@ class ConsensusAveraging(keras.callbacks.Callback):
         return self.report
 
     def _let_go(self):
-        self._interrupts.uninstall()
+        self._stop.uninstall()
         if self._counter is not None:
             self._counter.release()
             self._counter = None

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +26,7 @@ from hvdext.collectives.finite import failing_ranks, is_finite
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.failures import on_all
+from hvdext.common.log import warn
 from hvdext.consensus import batch_statistics, perturbation, scoring
 from hvdext.consensus.options import ConsensusOptions
 from hvdext.consensus.weighted_sum import weighted_sums
@@ -193,7 +193,7 @@ def _left_out(comm, options, nonfinite) -> list[int]:
         )
     if len(places) == comm.size:
         raise ValueError(f"No rank's weights are finite: {views}. There is nothing to average.")
-    warnings.warn(f"Weights are not finite and left out: {views}.", stacklevel=2)
+    warn(f"Weights are not finite and left out: {views}.")
     return places
 
 

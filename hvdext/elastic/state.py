@@ -15,7 +15,7 @@ from hvdext.comm.current import current
 from hvdext.elastic.failure import recoverable
 from hvdext.gradients.apply_hook import hooks_of
 from hvdext.keras_tools.derived import settle
-from hvdext.keras_tools.models import is_built, model_variables
+from hvdext.keras_tools.models import is_built, model_variables, retrace
 from hvdext.keras_tools.optimizers import build
 from hvdext.keras_tools.selection import path_of
 
@@ -246,12 +246,10 @@ class TensorFlowKerasState(_VariableState):
         settle(self.model)
 
     def reset(self) -> None:
-        """Drops the model's compiled steps, which hold the old number of ranks."""
+        """Makes the model's compiled steps anew, which hold the old number of ranks."""
         for hook in hooks_of(self.optimizer):
             hook.restart()
-        self.model.train_function = None
-        self.model.test_function = None
-        self.model.predict_function = None
+        retrace(self.model)
 
     def _shared(self):
         return model_variables(self.model, self.optimizer)

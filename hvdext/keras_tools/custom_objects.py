@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from hvdext.keras_tools.optimizers import innermost
+from hvdext.keras_tools.optimizers import innermost, learning_rate_of
 
 
 def fresh_copy(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
@@ -28,6 +28,6 @@ def _own_classes(parts):
     optimizers = [part for part in parts if isinstance(part, keras.optimizers.Optimizer)]
     targets = [innermost(optimizer) for optimizer in optimizers]
     members = [member for target in targets for member in [target, *getattr(target, "optimizers", [])]]
-    rates = [getattr(member, "_learning_rate", None) for member in members]
+    rates = [learning_rate_of(member) for member in members]
     kinds = [type(part) for part in [*parts, *members, *rates]]
     return {kind.__name__: kind for kind in kinds if not kind.__module__.startswith(("keras.", "builtins"))}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -26,6 +27,56 @@ def loss_scale(outer):
 def innermost(optimizer):
     """The optimizer inside a `LossScaleOptimizer`, or `optimizer` itself."""
     return optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
+
+
+def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> Any:
+    """What the learning rate comes from: a Keras variable if it can be set, else a schedule or function.
+
+    Unlike `optimizer.learning_rate`, which is a schedule's value at the present step.
+    """
+    return optimizer._learning_rate
+
+
+def iterations_of(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
+    """The variable that counts the calls of `apply`.
+
+    Unlike `optimizer.iterations`, which counts as one those that `gradient_accumulation_steps` puts together.
+    """
+    return optimizer._iterations
+
+
+def trained_by(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """The variables that an optimizer was built for, in its order; none before that."""
+    return list(optimizer._trainable_variables) if optimizer.built else []
+
+
+def keeps_velocity(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Whether the momentum that an optimizer keeps, if any, holds gradients times learning rate."""
+    return isinstance(optimizer, (keras.optimizers.SGD, keras.optimizers.RMSprop))
+
+
+def velocities_of(optimizer: keras.optimizers.Optimizer) -> list[tf.Variable]:
+    """The variables that hold gradients times learning rate; none without momentum or before it is built."""
+    if not optimizer.built or not keeps_velocity(optimizer):
+        return []
+    is_sgd = isinstance(optimizer, keras.optimizers.SGD)
+    found = optimizer.momentums if is_sgd else optimizer._momentums
+    return [velocity.value for velocity in found if velocity is not None]
+
+
+def before_clipping(optimizer: keras.optimizers.Optimizer, prepare: Callable[[list], list]) -> None:
+    """Has gradients prepared before Keras clips and applies them.
+
+    Args:
+        optimizer: with `gradient_accumulation_steps` this is done with the sums, not with each micro-batch.
+        prepare: takes the gradients and returns those to be clipped.
+    """
+    clip = optimizer._clip_gradients
+
+    def prepare_and_clip(gradients):
+        return clip(prepare(gradients))
+
+    optimizer._clip_gradients = prepare_and_clip
 
 
 def configuration(optimizer):

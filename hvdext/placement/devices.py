@@ -31,6 +31,7 @@ from hvdext.keras_tools.functional import (
     unallocated,
 )
 from hvdext.keras_tools.optimizers import build, innermost
+from hvdext.keras_tools.train_step import around
 from hvdext.placement.plan.plan import Plan
 
 # What no device scope moves: strings stay on the host, handles with what they stand for.
@@ -269,18 +270,20 @@ def _copied(x: tf.Tensor, device: str) -> tf.Tensor:
 
 def _keep_gradients_beside(model: keras.Model) -> None:
     """Makes the backward pass and the updates of `fit` run where their layers are."""
-    step = model.train_step
 
-    @functools.wraps(step)
-    def train_step(data):
-        if model.optimizer is not None:
-            _prepare(model.optimizer, model.trainable_variables)
-        if tf.executing_eagerly():
-            return step(data)
-        with beside_inputs():
-            return step(data)
+    def prepared(step):
+        @functools.wraps(step)
+        def train_step(data):
+            if model.optimizer is not None:
+                _prepare(model.optimizer, model.trainable_variables)
+            if tf.executing_eagerly():
+                return step(data)
+            with beside_inputs():
+                return step(data)
 
-    model.train_step = train_step
+        return train_step
+
+    around(model, prepared)
     model.supports_jit = False  # one XLA cluster is on one device
 
 

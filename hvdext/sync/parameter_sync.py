@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from hvdext.collectives.digest import digest
 from hvdext.comm import agreement
 from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
+from hvdext.common.log import warn
 from hvdext.common.wording import describe
 from hvdext.gradients.apply_hook import hook_of
 from hvdext.keras_tools.models import is_built
@@ -431,8 +431,7 @@ def _warn_unless_alike(comm, variables, is_fresh):
         return
     digests = comm.allgather_object(digest(variables) if is_fresh else None, "hvdext.sync.digest")
     if comm.rank == 0 and None not in digests and len(set(digests)) > 1:
-        warnings.warn(
+        warn(
             "The ranks start from different weights. Put hvd.callbacks.BroadcastGlobalVariablesCallback(0) "
-            "or hvd.callbacks.WarmupPerturbation before ParameterSync, unless that is what you want.",
-            stacklevel=3,
+            "or hvd.callbacks.WarmupPerturbation before ParameterSync, unless that is what you want."
         )

@@ -1,7 +1,8 @@
 """One launch per number of ranks, shared by all tests that look at its results."""
 
 import pytest
-from launch import launch
+
+from tests.multiprocess.launching.launch import launch
 
 SLOWEST = 12  # programs that are named after a run
 _ended = pytest.StashKey[dict]()
@@ -10,7 +11,7 @@ _ended = pytest.StashKey[dict]()
 @pytest.fixture(scope="session")
 def reference():
     """Case name -> what plain Keras holds in the end."""
-    ended = launch(1, "session:alone", timeout=240)
+    ended = launch(1, "launching.session:alone", timeout=240)
     assert ended.exit_code == 0, ended.output
     return ended.ranks[0]
 
@@ -22,7 +23,7 @@ def sessions(pytestconfig):
 
     def session(size):
         if size not in ended:
-            ended[size] = launch(size, "session:on_ranks", timeout=900)
+            ended[size] = launch(size, "launching.session:on_ranks", timeout=900)
         assert ended[size].exit_code == 0, ended[size].output
         return ended[size].ranks
 

@@ -3,10 +3,11 @@
 import re
 from pathlib import Path
 
-import elastic_job
 import numpy as np
 import pytest
-from launch import launch_elastic
+
+from tests.multiprocess.launching.launch import launch_elastic
+from tests.multiprocess.programs import elastic_job
 
 pytestmark = pytest.mark.multiprocess
 

@@ -4,13 +4,14 @@ import re
 import time
 
 import pytest
-from launch import launch
+
+from tests.multiprocess.launching.launch import launch
 
 pytestmark = pytest.mark.multiprocess
 
 
 def test_a_rank_that_raises_ends_the_job_with_its_traceback_first():
-    ended = launch(2, "endings:raising", timeout=90)
+    ended = launch(2, "programs.endings:raising", timeout=90)
     now = time.time()
     assert ended.exit_code not in (0, None), ended.output
     raised = float(re.search(r"RAISED AT ([\d.]+)", ended.output).group(1))
@@ -31,7 +32,7 @@ def test_a_rank_that_never_arrives_is_named(engine):
     env = {"HVDEXT_DEADLINE": "6"}
     if engine == "stall check off":  # as on an engine whose check never fires
         env["HOROVOD_STALL_CHECK_DISABLE"] = "1"
-    ended = launch(2, "endings:sleeping", timeout=90, env=env)
+    ended = launch(2, "programs.endings:sleeping", timeout=90, env=env)
     assert ended.exit_code not in (0, None), ended.output
     assert ended.seconds < 60  # the ranks' start included
     verdict = re.search(r"rank 0 has waited (\d+) s in collective '([\w.]+)', step (\d+)", ended.output)

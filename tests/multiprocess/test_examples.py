@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launch import HOROVODRUN, launch_script
+
+from tests.multiprocess.launching.launch import HOROVODRUN, launch_script
 
 pytestmark = pytest.mark.multiprocess
 

@@ -5,8 +5,9 @@ import re
 
 import numpy as np
 import pytest
-from launch import launch
-from predicting import BATCH, BATCHES
+
+from tests.multiprocess.launching.launch import launch
+from tests.multiprocess.programs.predicting import BATCH, BATCHES
 
 pytestmark = pytest.mark.multiprocess
 
@@ -24,9 +25,11 @@ def _said(ended, rank, what):
 
 
 def test_killed_ranks_and_resumed_predictions(tmp_path):
-    env = {"PREDICT_FOLDER": str(tmp_path)}
+    def stream(**orders):
+        env = {"PREDICT_FOLDER": str(tmp_path), **orders}
+        return launch(2, "programs.predicting:stream", timeout=90, env=env)
 
-    ended = launch(2, "predicting:stream", timeout=90, env=env | {"PREDICT_KILL": "1", "PREDICT_AT": "1000"})
+    ended = stream(PREDICT_KILL="1", PREDICT_AT="1000")
     assert ended.exit_code not in (0, None), ended.output
     first = _done(tmp_path)
     assert 0 < first < 1200 * BATCH
@@ -37,14 +40,14 @@ def test_killed_ranks_and_resumed_predictions(tmp_path):
     assert (int(row) + 1, folder, int(following)) == (first, str(tmp_path), first)
 
     # Rank 0 itself: what it has written is there.
-    ended = launch(2, "predicting:stream", timeout=90, env=env | {"PREDICT_KILL": "0", "PREDICT_AT": "2000"})
+    ended = stream(PREDICT_KILL="0", PREDICT_AT="2000")
     assert ended.exit_code not in (0, None), ended.output
     second = _done(tmp_path)
     assert first < second < BATCHES * BATCH
     (row,) = _said(ended, 1, r"Rows 0 to (\d+) are done")
     assert first <= int(row) + 1 <= second
 
-    ended = launch(2, "predicting:stream", timeout=90, env=env)
+    ended = stream()
     assert ended.exit_code == 0, ended.output
     assert ended.ranks[0]["is_same"]
     assert ended.ranks[0]["files"] == ["predictions.npy", "progress.json"]

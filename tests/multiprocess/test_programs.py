@@ -1,7 +1,8 @@
 """Sums, Adasum, fp16, process sets, overflow, refusals and saved models, under horovodrun."""
 
 import pytest
-import session
+
+from tests.multiprocess.launching import session
 
 pytestmark = pytest.mark.multiprocess
 

@@ -1,16 +1,17 @@
 """Kill a rank in the middle of a DiLoCo round, start again: as if nothing had happened."""
 
 import pytest
-from launch import launch
+
+from tests.multiprocess.launching.launch import launch
 
 pytestmark = pytest.mark.multiprocess
 
 
 def test_a_killed_run_resumes_in_the_middle_of_a_round(tmp_path):
     env = {"RESUME_FOLDER": str(tmp_path)}
-    killed = launch(2, "resuming:straight", timeout=180, env=env)
+    killed = launch(2, "programs.resuming:straight", timeout=180, env=env)
     assert killed.exit_code not in (0, None), killed.output
-    ended = launch(2, "resuming:resumed", timeout=180, env=env)
+    ended = launch(2, "programs.resuming:resumed", timeout=180, env=env)
     assert ended.exit_code == 0, ended.output
     for first_epoch, to_the_straight_run, _ in ended.ranks:
         assert first_epoch == 2

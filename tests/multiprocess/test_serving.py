@@ -21,8 +21,9 @@ import keras
 import numpy as np
 import psutil
 import pytest
-import serving_layers
-from launch import running
+
+from tests.multiprocess.launching.launch import running
+from tests.multiprocess.programs import serving_layers
 
 pytestmark = pytest.mark.multiprocess
 
@@ -113,10 +114,9 @@ class Server:
 def serve(*arguments, timeout):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    shared = ["--port", port, "--threads", 1, "--import", "serving_layers"]
+    shared = ["--port", port, "--threads", 1, "--import", serving_layers.__name__]
     arguments = ["-m", "hvdext.cli", "serve", *map(str, (*arguments, *shared))]
-    path = os.pathsep.join([str(_HERE), os.environ.get("PYTHONPATH", "")])
-    return running(2, *arguments, timeout=timeout, env={"PYTHONPATH": path}), port
+    return running(2, *arguments, timeout=timeout), port
 
 
 class Clients:
@@ -305,7 +305,7 @@ def test_example(tmp_path):
     script = _HERE.parents[1] / "examples" / "serve.sh"
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    launcher = f"{sys.executable} {_HERE / 'quick_horovodrun.py'}"
+    launcher = f"{sys.executable} {_HERE / 'launching' / 'quick_horovodrun.py'}"
     # Where `hvdext` is not installed from here, a file of that name runs this one.
     (tmp_path / "hvdext").write_text(f'#!/bin/sh\nexec {sys.executable} -m hvdext.cli "$@"\n')
     (tmp_path / "hvdext").chmod(0o755)

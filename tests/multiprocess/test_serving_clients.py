@@ -11,14 +11,15 @@ import time
 import urllib.request
 from pathlib import Path
 
-import browser
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from fuzzing import fuzz
-from launch import running
-from triton_inputs import asked
+
+from tests.clients import browser
+from tests.clients.fuzzing import fuzz
+from tests.clients.triton_inputs import asked
+from tests.multiprocess.launching.launch import running
 
 triton = pytest.importorskip("tritonclient.http")
 

@@ -2,10 +2,11 @@
 
 import inspect
 
-import cases
 import keras
 import numpy as np
 import pytest
+
+from tests.multiprocess.programs import cases
 
 pytestmark = pytest.mark.multiprocess
 PAIRS = [(size, name) for size in (2, 4) for name, case in cases.CASES.items() if size in case.sizes]

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-import collective_programs
 import keras
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ import hvdext as hvd
 from hvdext.comm.communicator import SoloComm
 from hvdext.comm.current import use
 from hvdext.testing import run_ranks
+from tests.multiprocess.programs import collective_programs
 
 ROWS = [3, 5, 1]  # of the ranks
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ import tensorflow as tf
 
 from hvdext.collectives.finite import failing_ranks, is_finite
 from hvdext.comm.communicator import Communicator
+from hvdext.common.log import warn
 from hvdext.common.wording import named_ranks
 from hvdext.keras_tools.optimizers import innermost
 from hvdext.sync.engine.fragment import Fragment
@@ -258,11 +258,10 @@ class Engine:
         if outcome.place == 0 and not self._has_warned:
             self._has_warned = True
             when = f"at step {self.trained.steps} of rank {outcome.ranks[0]}"
-            warnings.warn(
+            warn(
                 f"Weights of {named_ranks(failing)} are not finite {when}. "
                 "The others go on with their mean, which is taken there as well (on_nonfinite='skip_rank'). "
-                "If it happens again, that is not mentioned.",
-                stacklevel=2,
+                "If it happens again, that is not mentioned."
             )
 
     def _recover_optimizer(self) -> None:

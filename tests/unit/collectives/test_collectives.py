@@ -1,6 +1,5 @@
 """The collectives for users, with threads as ranks and alone; their arguments."""
 
-import collective_programs
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,6 +8,7 @@ import hvdext as hvd
 from hvdext.comm.communicator import SoloComm
 from hvdext.comm.current import use
 from hvdext.testing import run_ranks
+from tests.multiprocess.programs import collective_programs
 
 PAIRS = [
     (3 if 3 in program.sizes else program.sizes[-1], name)

@@ -1,6 +1,5 @@
 """`hvd.broadcast_object` and `hvd.allgather_object`."""
 
-import collective_programs
 import pytest
 import tensorflow as tf
 
@@ -8,6 +7,7 @@ import hvdext as hvd
 from hvdext.comm.communicator import SoloComm
 from hvdext.comm.current import use
 from hvdext.testing import run_ranks
+from tests.multiprocess.programs import collective_programs
 
 
 @pytest.mark.parametrize("size", [2, 3])

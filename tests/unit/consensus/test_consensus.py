@@ -15,7 +15,7 @@ from hvdext.callbacks import ConsensusAveraging
 from hvdext.collectives.digest import check_equal, digest
 from hvdext.comm.communicator import SoloComm
 from hvdext.comm.current import use
-from hvdext.common.signals import Interrupts
+from hvdext.common.signals import GracefulStop
 from hvdext.consensus import batch_statistics
 from hvdext.keras_tools.sample_counter import SampleCounter
 from hvdext.sync.attachment import attach, attached, detach
@@ -557,7 +557,7 @@ def usual_signals():
 
 
 def test_the_first_signal_asks_and_the_second_ends(usual_signals, capfd):
-    interrupts = Interrupts("training ends soon")
+    interrupts = GracefulStop("training ends soon")
     interrupts.install()
     os.kill(os.getpid(), signal.SIGTERM)
     assert interrupts.requested
@@ -572,7 +572,7 @@ def test_a_signal_after_training_has_its_usual_effect(usual_signals):
         interrupts.install()
         raise MemoryError
 
-    interrupts = Interrupts("")
+    interrupts = GracefulStop("")
     with pytest.raises(MemoryError):
         dying_fit()
     with pytest.raises(KeyboardInterrupt):
@@ -584,7 +584,7 @@ def test_a_signal_after_training_has_its_usual_effect(usual_signals):
 
 
 def test_in_another_thread_signals_stay_as_they_are(usual_signals):
-    interrupts = Interrupts("")
+    interrupts = GracefulStop("")
     thread = threading.Thread(target=interrupts.install)
     thread.start()
     thread.join()

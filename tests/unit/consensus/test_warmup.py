@@ -592,15 +592,15 @@ REFUSED = {
     "a score that fails": (
         lambda rank: (make_small(rank), {"unify": "root", "score": _not_scoring(rank)(rank)}),
         "The model could not be scored:\n  rank 1: ArithmeticError: no quotient\n"
-        "  rank 2: ValueError: could not convert string to float",
+        "  rank 2: could not convert string to float",
     ),
     "a probe that does not fit": (
         _small(unify="best", probe=(X[:, :2], Y)),
-        "The model could not be scored:\n  rank 0: ",
+        "The model could not be scored:\n  ranks 0, 1, 2: ",
     ),
     "a model without loss": (
         _without_loss,
-        "ValueError: `score` must be given instead of `probe` for a model whose `test_step` returns no "
+        "  ranks 0, 1, 2: `score` must be given instead of `probe` for a model whose `test_step` returns no "
         "'loss'. Received: ['fid'].",
     ),
     "no finite score, best": (

@@ -2,18 +2,18 @@
 
 import sys
 
-import elastic_programs
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from elastic_programs import ROWS, data, make_model, numbers
 
 import hvdext as hvd
 from hvdext.comm.communicator import SoloComm
 from hvdext.comm.current import use
 from hvdext.elastic.failure import is_lost_rank
 from hvdext.testing import run_ranks
+from tests.multiprocess.programs import elastic_programs
+from tests.multiprocess.programs.elastic_programs import ROWS, data, make_model, numbers
 
 
 @pytest.fixture

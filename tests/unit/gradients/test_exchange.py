@@ -1,14 +1,12 @@
 """The programs of the real ranks, with threads as ranks."""
 
-import exchange_programs
 import keras
-import overflow_programs
 import pytest
-import refusal_programs
 import tensorflow as tf
 
 import hvdext as hvd
 from hvdext.testing import ThreadComm, run_ranks
+from tests.multiprocess.programs import exchange_programs, overflow_programs, refusal_programs
 
 PROGRAMS = exchange_programs.PROGRAMS | overflow_programs.PROGRAMS | refusal_programs.PROGRAMS
 # Real ranks come in twos and fours, so threads come in threes where they can.

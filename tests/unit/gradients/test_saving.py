@@ -2,18 +2,19 @@
 
 import keras
 import numpy as np
-import saving_programs
-from launch import launch
 
 import hvdext as hvd
 from hvdext.comm.communicator import SoloComm
 from hvdext.comm.current import use
+from tests.multiprocess.launching.launch import launch
+from tests.multiprocess.programs import saving_programs
 
 
 def test_saved_models_open_in_plain_keras(tmp_path):
     with use(SoloComm()):
         trained = saving_programs.train_and_save(hvd, tmp_path)
-    ended = launch(1, "saving_programs:reopen_and_compare", timeout=120, env={"TEST_SAVED": str(tmp_path)})
+    target, env = "programs.saving_programs:reopen_and_compare", {"TEST_SAVED": str(tmp_path)}
+    ended = launch(1, target, timeout=120, env=env)
     assert ended.exit_code == 0, ended.output
     (after,) = ended.ranks
     saving_programs.check_reopened(trained, after["reopened"], after["plain"])

@@ -1,11 +1,11 @@
 """Ranks as threads train as one process with the whole batch; a part of the table of the real ranks."""
 
-import cases
 import keras
 import pytest
 
 from hvdext.gradients.exchange import GradientExchange
 from hvdext.testing import run_ranks
+from tests.multiprocess.programs import cases
 
 NAMES = [
     "SGD",

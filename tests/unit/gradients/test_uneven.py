@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-import uneven_programs
 
 import hvdext as hvd
 from hvdext.testing import run_ranks
+from tests.multiprocess.programs import uneven_programs
 
 COUNTS = (4, 1)
 

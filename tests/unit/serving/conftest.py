@@ -4,14 +4,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from hvdext.serving.http.app import make_app
-
-pytest.register_assert_rewrite("serving_fakes")
+from tests.unit.serving.serving_fakes import FakeService
 
 
 @pytest.fixture
 def service():
-    from serving_fakes import FakeService
-
     return FakeService()
 
 

@@ -8,19 +8,18 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import psutil
 import pytest
-from serving_ranks import TOKEN, Cluster
 
 from hvdext.serving.scheduler.core import ServingCore
 from hvdext.serving.settings import Settings
 from hvdext.serving.supervisor import Front, FrontMissing, Supervisor
 from hvdext.serving.transport import peer
 from hvdext.serving.worker.worker import Post
+from tests.unit.serving.serving_ranks import TOKEN, Cluster
 
-COMMAND = (sys.executable, str(Path(__file__).parent / "worker" / "numpy_worker.py"))
+COMMAND = (sys.executable, "-m", "tests.unit.serving.worker.numpy_worker")
 WORKER = {"threads": 1, "local_rank": 0, "modules": []}
 
 

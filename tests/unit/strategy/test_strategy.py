@@ -7,7 +7,6 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-import strategy_programs
 import yaml
 
 import hvdext as hvd
@@ -17,6 +16,7 @@ from hvdext.comm.process_sets import ProcessSet
 from hvdext.gradients.apply_hook import hook_of
 from hvdext.sync.rule import Outer
 from hvdext.testing import run_ranks
+from tests.multiprocess.programs import strategy_programs
 
 FILES = sorted(strategy_programs.FILES.glob("*.yaml"))
 
@@ -57,8 +57,8 @@ def _hook_settings(optimizer):
     hook = hook_of(optimizer)
     if hook is None:
         return None
-    accumulator = hook._accumulator and (hook._accumulator.passes, hook._accumulator.average)
-    return _settings_of(hook._exchange), accumulator
+    accumulator = hook.accumulator and (hook.accumulator.passes, hook.accumulator.average)
+    return _settings_of(hook.exchange), accumulator
 
 
 # -- the files in examples ----------------------------------------------------------------------------------
@@ -427,8 +427,8 @@ def test_each_rank_takes_the_set_it_is_in():
         model = _model()
         strategy.compile(model, keras.optimizers.SGD())
         _, sync = strategy.callbacks()
-        exchange = hook_of(model.optimizer)._exchange
-        return exchange._process_set.ranks, sync.settings.whom.process_set.ranks
+        exchange = hook_of(model.optimizer).exchange
+        return exchange.options.process_set.ranks, sync.settings.whom.process_set.ranks
 
     inside, across = zip(*run_ranks(4, one_rank), strict=True)
     assert inside == ((0, 1), (0, 1), (2, 3), (2, 3))

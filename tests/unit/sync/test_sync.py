@@ -1,12 +1,12 @@
 """Rules and schedules with ranks as threads, against the simulation in NumPy."""
 
 import pytest
-import sync_programs
 import tensorflow as tf
 
 import hvdext as hvd
 from hvdext.sync.engine import fragment
 from hvdext.testing import run_ranks
+from tests.multiprocess.programs import sync_programs
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ranks start from different weights")
 

@@ -3,10 +3,19 @@
 import keras
 import numpy as np
 import pytest
-from predict_kinds import BATCH, ROWS, Indexed, dataset, npy_folder, numbers, of_unknown_length, seeded
 
 import hvdext as hvd
 from hvdext.testing import run_ranks
+from tests.unit.inference.predict.predict_kinds import (
+    BATCH,
+    ROWS,
+    Indexed,
+    dataset,
+    npy_folder,
+    numbers,
+    of_unknown_length,
+    seeded,
+)
 
 SIZES = (1, 2, 4)
 
@@ -200,4 +209,4 @@ def test_a_batch_that_fails_on_one_rank():
 
     data = Failing(numbers(dtype="float32"), targets())
     message = refused(lambda c: hvd.evaluate(classifier(), data, verbose=0))
-    assert message == "hvd.evaluate has failed: rank 1: ZeroDivisionError: bad rows"
+    assert message == "hvd.evaluate has failed:\n  rank 1: ZeroDivisionError: bad rows"

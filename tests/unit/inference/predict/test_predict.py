@@ -4,11 +4,21 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from predict_kinds import BATCH, KINDS, ROWS, Indexed, dataset, numbers, of_unknown_length, seeded, small
 
 import hvdext as hvd
 from hvdext.inference.predict.sources.sources import make_source
 from hvdext.testing import run_ranks
+from tests.unit.inference.predict.predict_kinds import (
+    BATCH,
+    KINDS,
+    ROWS,
+    Indexed,
+    dataset,
+    numbers,
+    of_unknown_length,
+    seeded,
+    small,
+)
 
 SIZES = (1, 2, 4)
 

@@ -6,7 +6,6 @@ import itertools
 
 import keras
 import numpy as np
-import pipeline_cases as cases
 import pytest
 import tensorflow as tf
 
@@ -15,6 +14,7 @@ from hvdext.keras_tools.functional import calls_of, skeleton
 from hvdext.placement.pipeline.data import complete, microbatch_problem
 from hvdext.placement.pipeline.stages import cut
 from hvdext.testing import run_ranks
+from tests.multiprocess.programs import pipeline_cases as cases
 
 layers = keras.layers
 

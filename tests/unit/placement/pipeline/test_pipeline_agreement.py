@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import keras
 import numpy as np
-import pipeline_cases as cases
 import pytest
 import tensorflow as tf
 
@@ -13,6 +12,7 @@ from hvdext.comm.communicator import SoloComm
 from hvdext.comm.current import use
 from hvdext.placement.pipeline.preflight import ShuffledAlike
 from hvdext.testing import run_ranks
+from tests.multiprocess.programs import pipeline_cases as cases
 
 
 def make(**options):

@@ -6,12 +6,12 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from slice_programs import whole_over
 
 import hvdext as hvd
 from hvdext.comm.communicator import SoloComm
 from hvdext.comm.current import use
 from hvdext.testing import run_ranks
+from tests.multiprocess.programs.slice_programs import whole_over
 
 RULES = {"table": "rows", "attention": "heads", "up": "column", "down": "row", "logits": "vocabulary"}
 IDS = np.arange(12).reshape(3, 4) % 8

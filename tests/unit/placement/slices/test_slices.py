@@ -6,12 +6,19 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from slice_programs import CASES, assert_equal, built, evaluated, floatx, whole_over
 
 import hvdext as hvd
 from hvdext.keras_tools.slice_marks import mark_of
 from hvdext.placement.slices import operators
 from hvdext.testing import run_ranks
+from tests.multiprocess.programs.slice_programs import (
+    CASES,
+    assert_equal,
+    built,
+    evaluated,
+    floatx,
+    whole_over,
+)
 
 
 @pytest.fixture

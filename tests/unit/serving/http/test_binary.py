@@ -5,10 +5,10 @@ import struct
 
 import numpy as np
 import pytest
-from serving_fakes import FakeService, echo
 from starlette.testclient import TestClient
 
 from hvdext.serving.http.app import make_app
+from tests.unit.serving.serving_fakes import FakeService, echo
 
 X = np.array([[1, 2, 3]], "<f4")
 

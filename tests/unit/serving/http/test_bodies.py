@@ -6,11 +6,11 @@ import json
 import zlib
 
 import pytest
-from asgi_calls import call
-from serving_fakes import FakeService, scale
 from starlette.testclient import TestClient
 
 from hvdext.serving.http.app import make_app
+from tests.unit.serving.http.asgi_calls import call
+from tests.unit.serving.serving_fakes import FakeService, scale
 
 INFER = "/v2/models/scale/infer"
 GOOD = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}

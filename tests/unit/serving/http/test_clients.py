@@ -5,15 +5,15 @@ import json
 import shutil
 import subprocess
 
-import browser
 import numpy as np
 import pytest
-from fuzzing import fuzz
-from http_server import serving
-from serving_fakes import FakeService, echo, mixed, scale
-from triton_inputs import asked
 
 from hvdext.serving import service as s
+from tests.clients import browser
+from tests.clients.fuzzing import fuzz
+from tests.clients.triton_inputs import asked
+from tests.unit.serving.http.http_server import serving
+from tests.unit.serving.serving_fakes import FakeService, echo, mixed, scale
 
 triton = pytest.importorskip("tritonclient.http")
 from tritonclient.utils import InferenceServerException  # noqa: E402

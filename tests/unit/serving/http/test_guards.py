@@ -3,11 +3,11 @@
 import os
 
 import pytest
-from serving_fakes import FakeService
 from starlette.testclient import TestClient
 
 from hvdext.serving.http.api_keys import read_keys
 from hvdext.serving.http.app import make_app
+from tests.unit.serving.serving_fakes import FakeService
 
 KEYS = ("a-key-of-some-length", "another-key-of-that-kind")
 ROWS = {"instances": [[1, 2, 3]]}

@@ -7,15 +7,15 @@ import threading
 
 import numpy as np
 import pytest
-from asgi_calls import call, receiving
-from serving_fakes import FakeService, echo, scale, signature
 
 from hvdext.serving.http.app import make_app
-from hvdext.serving.http.offload import Apart
+from hvdext.serving.http.offload import Offload
 from hvdext.serving.protocols import tf_serving, v2
 from hvdext.serving.protocols.json_text import in_parts, read_json, write_json
 from hvdext.serving.protocols.tensors import from_nested
 from hvdext.serving.service import InvalidRequest, TensorSpec
+from tests.unit.serving.http.asgi_calls import call, receiving
+from tests.unit.serving.serving_fakes import FakeService, echo, scale, signature
 
 PREDICT, INFER, LIVE = "/v1/models/scale:predict", "/v2/models/scale/infer", "/v2/health/live"
 ROWS = [[1, 2, 3]] * 40_000
@@ -74,7 +74,7 @@ def test_others_are_answered_meanwhile(monkeypatch, module, path, body, name):
 
 def test_no_cycles_are_searched_for_in_what_is_read():
     async def program():
-        return await Apart(1.0).run(gc.isenabled)
+        return await Offload(1.0).run(gc.isenabled)
 
     assert run(program) is False
     assert gc.isenabled()

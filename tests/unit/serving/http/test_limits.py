@@ -7,10 +7,10 @@ import socket
 import time
 
 import pytest
-from http_server import serving
-from serving_fakes import FakeService
 
 from hvdext.serving.http import http_limits
+from tests.unit.serving.http.http_server import serving
+from tests.unit.serving.serving_fakes import FakeService
 
 KEY = "a-key-of-some-length"
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -6,12 +6,12 @@ import re
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from serving_fakes import FakeService, echo, scale, signature
 from starlette.testclient import TestClient
 
 from hvdext.serving.http.app import make_app
 from hvdext.serving.http.latency import Window
 from hvdext.serving.openapi import examples
+from tests.unit.serving.serving_fakes import FakeService, echo, scale, signature
 
 ROWS = {"instances": [[1, 2, 3]]}
 

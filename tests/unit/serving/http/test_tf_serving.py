@@ -1,11 +1,11 @@
 """TensorFlow Serving's REST: answers worked out by hand, and every bad input."""
 
 import pytest
-from serving_fakes import FakeService, echo, inverse, mixed
 from starlette.testclient import TestClient
 
 from hvdext.serving import service as s
 from hvdext.serving.http.app import make_app
+from tests.unit.serving.serving_fakes import FakeService, echo, inverse, mixed
 
 PREDICT = "/v1/models/scale:predict"
 ROW = {"ids": 7, "image": [[1, 2], [3, 2]], "text": ["a"]}

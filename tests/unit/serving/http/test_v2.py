@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from serving_fakes import FakeService, echo, inverse, raising
 from starlette.testclient import TestClient
 
 from hvdext.serving import service as s
 from hvdext.serving.http.app import make_app
+from tests.unit.serving.serving_fakes import FakeService, echo, inverse, raising
 
 INFER = "/v2/models/scale/infer"
 

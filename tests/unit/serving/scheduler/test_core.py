@@ -10,7 +10,6 @@ import weakref
 
 import numpy as np
 import pytest
-from serving_ranks import Cluster, Gate, Model, serve
 
 from hvdext.serving.service import (
     ComputationFailed,
@@ -22,6 +21,7 @@ from hvdext.serving.service import (
     State,
     UnknownModel,
 )
+from tests.unit.serving.serving_ranks import Cluster, Gate, Model, serve
 
 
 def models(**options):

@@ -4,10 +4,10 @@ import asyncio
 import threading
 
 import pytest
-from serving_ranks import Cluster, Gate, Model, serve
 
 from hvdext.serving.scheduler.model_names import Named
 from hvdext.serving.service import InvalidRequest, State
+from tests.unit.serving.serving_ranks import Cluster, Gate, Model, serve
 
 DEADLY = "rank {}: its loading ended the rank's process"
 

@@ -3,9 +3,8 @@
 import sys
 import time
 
-from serving_ranks import Model
-
 from hvdext.serving.worker import process
+from tests.unit.serving.serving_ranks import Model
 
 
 def load(path, stage, stages):

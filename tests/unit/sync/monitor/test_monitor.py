@@ -7,9 +7,7 @@ import time
 import keras
 import numpy as np
 import pytest
-import sync_simulation as simulation
 import tensorflow as tf
-from sync_programs import build_model, put, train
 
 import hvdext as hvd
 from hvdext.comm.communicator import SoloComm
@@ -17,6 +15,8 @@ from hvdext.comm.current import use
 from hvdext.sync.monitor.noise_scale import NoiseScale, estimates
 from hvdext.sync.monitor.records import Curve, Tally
 from hvdext.testing import run_ranks
+from tests.multiprocess.programs import sync_simulation as simulation
+from tests.multiprocess.programs.sync_programs import build_model, put, train
 
 STEPS = 12  # in two epochs
 NUMBERS = {
