@@ -14,7 +14,13 @@ from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.checks import is_number
 from hvdext.gradients.apply_hook import hook_of
-from hvdext.keras_tools.optimizers import innermost, keeps_velocity, learning_rate_of, velocities_of
+from hvdext.keras_tools.optimizers import (
+    innermost,
+    keeps_velocity,
+    learning_rate_of,
+    updaters_of,
+    velocities_of,
+)
 
 
 class LearningRateScheduleCallback(keras.callbacks.Callback):
@@ -216,7 +222,7 @@ def _value(rate):
 
 def _optimizer_problem(optimizer):
     inner = innermost(optimizer)
-    if hasattr(inner, "optimizers"):
+    if updaters_of(inner) != [inner]:
         return (
             "`optimizer` must have one learning rate. Received: a MultiOptimizer; change its members' rates "
             "in a callback of your own."

@@ -23,7 +23,7 @@ from hvdext.consensus import perturbation, scoring
 from hvdext.consensus.weighted_sum import weighted_sums
 from hvdext.keras_tools.derived import settle
 from hvdext.keras_tools.models import is_built, model_variables
-from hvdext.keras_tools.optimizers import build, innermost
+from hvdext.keras_tools.optimizers import build, with_members
 from hvdext.keras_tools.selection import Select, check_select, path_of, selected
 
 _NAME = "hvd.callbacks.WarmupPerturbation"
@@ -369,5 +369,4 @@ def _updates(optimizer) -> int:
     """How many updates an optimizer has made, also one of several for different variables."""
     if optimizer is None:
         return 0
-    members = getattr(innermost(optimizer), "optimizers", [])
-    return max(int(one.iterations) for one in [optimizer, *members])
+    return max(int(one.iterations) for one in with_members(optimizer))

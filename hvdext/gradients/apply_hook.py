@@ -28,7 +28,9 @@ from hvdext.keras_tools.optimizers import (
     innermost,
     iterations_of,
     loss_scale,
+    members_of,
     trained_by,
+    with_members,
 )
 from hvdext.keras_tools.selection import described, path_of
 from hvdext.keras_tools.xla import refuse_xla
@@ -43,14 +45,13 @@ def hook_of(optimizer) -> ApplyHook | None:
 
 def exchanges(optimizer) -> bool:
     """True if `optimizer`, or each member of a `MultiOptimizer`, combines its gradients over the ranks."""
-    members = getattr(innermost(optimizer), "optimizers", [])
+    members = members_of(optimizer)
     return hook_of(optimizer) is not None or (bool(members) and all(map(hook_of, members)))
 
 
 def hooks_of(optimizer) -> list[ApplyHook]:
     """The hooks in `optimizer` and, where it is a `MultiOptimizer`, in its members."""
-    target = innermost(optimizer)
-    hooks = map(hook_of, [target, *getattr(target, "optimizers", [])])
+    hooks = map(hook_of, with_members(optimizer))
     return [hook for hook in hooks if hook is not None]
 
 
@@ -345,7 +346,7 @@ def _common_kinds(comm, subject, kinds, variables):
 
 def check_members(target):
     """Looks at a MultiOptimizer's members; a function may choose them as late as the first step."""
-    for member in getattr(target, "optimizers", []):
+    for member in members_of(target):
         if hook_of(member) is not None:
             raise ValueError(
                 "`optimizer` must not hold one that is distributed already: its gradients would be combined "
@@ -362,7 +363,7 @@ def check_members(target):
 def _check_clipping(target, variables, shared):
     """Refuses a norm over gradients that differ between ranks: it would scale the exchanged ones apart."""
     local = [path_of(v) for v, s in zip(variables, shared, strict=True) if not s]
-    for optimizer in (target, *getattr(target, "optimizers", [])):
+    for optimizer in with_members(target):
         if local and optimizer.global_clipnorm:
             raise ValueError(
                 "`global_clipnorm` must be None where some gradients stay local, since their norm differs "

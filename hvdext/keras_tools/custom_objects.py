@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from hvdext.keras_tools.optimizers import innermost, learning_rate_of
+from hvdext.keras_tools.optimizers import learning_rate_of, with_members
 from hvdext.keras_tools.training import compiled_with
 
 
@@ -27,8 +27,7 @@ def custom_objects_of(model: keras.Model) -> Any:
 def _own_classes(parts):
     """The classes of objects, and of what optimizers among them are made of, by the names in files."""
     optimizers = [part for part in parts if isinstance(part, keras.optimizers.Optimizer)]
-    targets = [innermost(optimizer) for optimizer in optimizers]
-    members = [member for target in targets for member in [target, *getattr(target, "optimizers", [])]]
+    members = [member for optimizer in optimizers for member in with_members(optimizer)]
     rates = [learning_rate_of(member) for member in members]
     kinds = [type(part) for part in [*parts, *members, *rates]]
     return {kind.__name__: kind for kind in kinds if not kind.__module__.startswith(("keras.", "builtins"))}

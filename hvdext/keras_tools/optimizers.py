@@ -31,6 +31,26 @@ def innermost(optimizer):
     return optimizer.inner_optimizer if isinstance(optimizer, LossScaleOptimizer) else optimizer
 
 
+def members_of(optimizer) -> list:
+    """The optimizers that a `MultiOptimizer` is made of; none of any other.
+
+    One that chooses by a function knows its members once it is built. Like the next two, this looks into
+    a `LossScaleOptimizer`.
+    """
+    return list(getattr(innermost(optimizer), "optimizers", []))
+
+
+def with_members(optimizer) -> list:
+    """The innermost optimizer, and its members where it is a `MultiOptimizer`."""
+    return [innermost(optimizer), *members_of(optimizer)]
+
+
+def updaters_of(optimizer) -> list:
+    """Those that update variables: the members of a `MultiOptimizer`, or the innermost optimizer itself."""
+    target = innermost(optimizer)
+    return list(getattr(target, "optimizers", [target]))
+
+
 def learning_rate_of(optimizer: keras.optimizers.Optimizer) -> Any:
     """What the learning rate comes from: a Keras variable if it can be set, else a schedule or function.
 

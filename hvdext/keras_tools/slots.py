@@ -11,7 +11,7 @@ import numpy as np
 
 from hvdext.keras_tools.custom_objects import fresh_copy
 from hvdext.keras_tools.deferred import rename
-from hvdext.keras_tools.optimizers import innermost, trained_by
+from hvdext.keras_tools.optimizers import innermost, members_of, trained_by
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def common_variables(optimizer: keras.optimizers.Optimizer) -> list:
 
 def is_composed(optimizer: keras.optimizers.Optimizer) -> bool:
     """Whether it is a `MultiOptimizer`, whose members keep slots for some variables each."""
-    return bool(getattr(innermost(optimizer), "optimizers", []))
+    return bool(members_of(optimizer))
 
 
 def positions_of(optimizer: keras.optimizers.Optimizer, whole: keras.Model) -> dict[int, int]:

@@ -33,7 +33,7 @@ from hvdext.keras_tools.functional import (
 )
 from hvdext.keras_tools.layers import cloned, mask_of, set_mask
 from hvdext.keras_tools.models import flat_layers
-from hvdext.keras_tools.optimizers import build, innermost, keep_gradients_apart
+from hvdext.keras_tools.optimizers import build, keep_gradients_apart, updaters_of
 from hvdext.keras_tools.train_step import around
 from hvdext.placement.plan.plan import Plan
 
@@ -294,8 +294,7 @@ def _prepare(optimizer, variables) -> None:
     # Keras would make them while it traces a step, where TensorFlow forgets whom they should be beside.
     with tf.init_scope():
         build(optimizer, variables)
-    target = innermost(optimizer)
-    for member in getattr(target, "optimizers", [target]):
+    for member in updaters_of(optimizer):
         keep_gradients_apart(member)
 
 

@@ -11,7 +11,7 @@ from keras.optimizers import LossScaleOptimizer
 from hvdext.comm.communicator import Communicator
 from hvdext.gradients.apply_hook import hook_of
 from hvdext.gradients.tensors import all_finite, clipped, squared_norm
-from hvdext.keras_tools.optimizers import clip_by
+from hvdext.keras_tools.optimizers import clip_by, with_members
 
 
 def clip_over_stages(optimizer: keras.optimizers.Optimizer, comm: Communicator, name: str) -> None:
@@ -25,7 +25,7 @@ def clip_over_stages(optimizer: keras.optimizers.Optimizer, comm: Communicator, 
     Raises:
         ValueError: where the norm cannot be made over all stages.
     """
-    members = [optimizer, *getattr(optimizer, "optimizers", [])]
+    members = with_members(optimizer)
     if comm.size == 1 or not any(member.global_clipnorm for member in members):
         return
     hook = hook_of(optimizer)

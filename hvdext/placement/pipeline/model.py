@@ -13,7 +13,7 @@ from hvdext.gradients.tensors import map_gradient, poisoned
 from hvdext.keras_tools import training
 from hvdext.keras_tools.functional import outputs_like, required_function_of, standardized
 from hvdext.keras_tools.layers import set_mask
-from hvdext.keras_tools.optimizers import innermost
+from hvdext.keras_tools.optimizers import innermost, updaters_of
 from hvdext.placement.pipeline import results
 from hvdext.placement.pipeline.backup import with_leader
 from hvdext.placement.pipeline.batch_check import marks_of
@@ -111,7 +111,7 @@ class PipelineModel(keras.Model):
         if self.optimizer is not None:
             target = innermost(self.optimizer)
             clip_over_stages(target, self._comm, self._runner.name)
-            for one in getattr(target, "optimizers", [target]):
+            for one in updaters_of(target):
                 update_in_turn(one)
 
     def fit(

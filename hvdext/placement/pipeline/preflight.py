@@ -13,7 +13,7 @@ import tensorflow as tf
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator, SoloComm
 from hvdext.comm.current import current
-from hvdext.keras_tools.optimizers import configuration, innermost, learning_rate_of
+from hvdext.keras_tools.optimizers import configuration, innermost, learning_rate_of, updaters_of
 from hvdext.keras_tools.training import global_seed, is_arrays
 
 _SAVING = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
@@ -22,8 +22,7 @@ _SAVING = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
 def settings_of(model: keras.Model) -> dict[str, Any]:
     """What a compiled model's ranks must agree on, by name."""
     target = innermost(model.optimizer)
-    members = getattr(target, "optimizers", [target])
-    rates = [learning_rate_of(member) for member in members]  # a pipeline broadcasts none
+    rates = [learning_rate_of(member) for member in updaters_of(target)]  # a pipeline broadcasts none
     return {
         "optimizer": type(model.optimizer).__name__,
         "configuration": configuration(target),

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from hvdext.keras_tools.custom_objects import fresh_copy
 from hvdext.keras_tools.functional import Call, Calls, calls_of, is_builder, required_function_of, skeleton
-from hvdext.keras_tools.optimizers import innermost
+from hvdext.keras_tools.optimizers import updaters_of
 from hvdext.placement.plan.costs import flops_of, kept_inside
 from hvdext.placement.plan.graph import Graph, Layer, Tensor
 
@@ -107,8 +107,7 @@ def _slots(model) -> int | None:
     """How many variables of its shape the model's optimizer keeps for a trained variable."""
     if getattr(model, "optimizer", None) is None:
         return None
-    target = innermost(model.optimizer)
-    return max(map(_slots_of, getattr(target, "optimizers", [target])))
+    return max(map(_slots_of, updaters_of(model.optimizer)))
 
 
 def _slots_of(optimizer) -> int:
