@@ -20,7 +20,7 @@ from hvdext.serving.supervisor import Front, FrontMissing, Supervisor
 from hvdext.serving.transport import peer
 from hvdext.serving.worker.worker import Post
 
-COMMAND = (sys.executable, str(Path(__file__).parent / "worker" / "numpy_worker.py"))
+COMMAND = (sys.executable, str(Path(__file__).with_name("numpy_worker.py")))
 WORKER = {"threads": 1, "local_rank": 0, "modules": []}
 
 
