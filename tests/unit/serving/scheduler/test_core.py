@@ -376,9 +376,7 @@ def test_what_cannot_be_loaded_leaves_the_rest_alone(tmp_path):
     async def program(cluster):
         cluster.file("repository/bad.keras")
         assert cluster.core.repository() == [("bad", 1)]
-        with pytest.raises(
-            InvalidRequest, match="bad:1 could not be loaded: rank 0: it is broken"
-        ):
+        with pytest.raises(InvalidRequest, match="bad:1 could not be loaded: rank 0: it is broken"):
             await cluster.core.load("bad")
         with pytest.raises(UnknownModel, match="Received: 'none'"):
             await cluster.core.load("none")
