@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 
 import keras
 import tensorflow as tf
@@ -13,6 +12,7 @@ from hvdext.comm import agreement
 from hvdext.comm.current import current
 from hvdext.comm.once import Once
 from hvdext.common.arguments import suggests_keywords
+from hvdext.common.log import warn
 from hvdext.gradients.apply_hook import exchanges, hook_of
 from hvdext.keras_tools.derived import derive_anew, settle
 from hvdext.keras_tools.models import is_built, model_variables
@@ -71,10 +71,9 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
             return
         optimizer = self.model.optimizer
         if comm.size > 1 and comm.rank == 0 and not exchanges(optimizer) and not attached(self.model):
-            warnings.warn(
+            warn(
                 f"The optimizer {optimizer.name!r} exchanges no gradients: pass it through "
-                "hvd.DistributedOptimizer, unless the ranks' parameters are synchronised otherwise.",
-                stacklevel=2,
+                "hvd.DistributedOptimizer, unless the ranks' parameters are synchronised otherwise."
             )
         if is_built(self.model):
             self._broadcast()

@@ -12,6 +12,7 @@ import tensorflow as tf
 from hvdext.comm import agreement
 from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
+from hvdext.common.checks import is_number
 from hvdext.gradients.apply_hook import hook_of
 from hvdext.keras_tools.optimizers import (
     innermost,
@@ -235,7 +236,7 @@ def _optimizer_problem(optimizer):
 
 
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(value) and math.isfinite(value)
 
 
 def _number(name, value):

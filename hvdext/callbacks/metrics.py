@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from hvdext.callbacks.meeting import check_points, gather
 from hvdext.collectives.metric_sums import REDUCTIONS, Share, combine
 from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
+from hvdext.common.log import warn
 from hvdext.keras_tools.metrics import change_next_results, take_back
 
 _VALIDATION = "the end of validation"
@@ -92,9 +92,7 @@ class MetricAverageCallback(keras.callbacks.Callback):
             logs.update(self._latest)
         unknown = [n for n in self._reductions if n not in self._seen and f"val_{n}" not in self._seen]
         if unknown and current().rank == 0:
-            warnings.warn(
-                f"`reductions` names {unknown}, but only {sorted(self._seen)} have been logged.", stacklevel=2
-            )
+            warn(f"`reductions` names {unknown}, but only {sorted(self._seen)} have been logged.")
 
     # -- validation ------------------------------------------------------------------------------------
 

@@ -10,12 +10,13 @@ import numpy as np
 import tensorflow as tf
 
 from hvdext.callbacks.best_model import BestModelCheckpoint
-from hvdext.callbacks.meeting import meet
+from hvdext.callbacks.meeting import meet, raise_of_rank_0
 from hvdext.callbacks.metrics import MetricAverageCallback
 from hvdext.collectives.variables import broadcast_variables
 from hvdext.comm import agreement
 from hvdext.comm.communicator import SoloComm
 from hvdext.comm.current import current, use
+from hvdext.comm.failures import told
 from hvdext.common.arguments import suggests_keywords
 from hvdext.keras_tools.derived import settle
 from hvdext.keras_tools.epochs import begin_with_epoch, initial_epoch_of
@@ -62,7 +63,8 @@ class AsOneProcess(MetricAverageCallback):
     Raises:
         ValueError: if an argument breaks its rule; when training begins, on every rank alike, if ranks have
             different callbacks.
-        RuntimeError: on every rank but 0, if a callback fails.
+        RuntimeError: on every rank but 0, or an error of a more fitting class (`OSError`, `ValueError`), if a
+            callback fails.
     """
 
     runs_on_one_rank = True  # a pipeline, which all ranks save together, refuses it
@@ -209,8 +211,7 @@ class AsOneProcess(MetricAverageCallback):
         everyone = meet(comm, f"AsOneProcess.{hook}", self._outcome(comm, before, logs))
         model.stop_training = any(outcome["stops"] for outcome in everyone)
         first = everyone[0]
-        if first["failure"] is not None:
-            self._raise_everywhere(first["failure"])
+        self._raise_failure(comm, first["failure"])
         if logs is not None:
             logs.update(first["logs"])
         if hook == "on_train_begin":
@@ -238,7 +239,7 @@ class AsOneProcess(MetricAverageCallback):
         if comm.rank != 0:
             return outcome
         logs_before, fingerprints = before
-        failure = self._failure and (self._failure[0], type(self._failure[1]).__name__, str(self._failure[1]))
+        failure = self._failure and (self._failure[0], told(self._failure[1]))
         added = {
             key: value
             for key, value in (logs or {}).items()
@@ -252,13 +253,11 @@ class AsOneProcess(MetricAverageCallback):
             "changed": _changed(model, fingerprints) if failure is None else [],
         }
 
-    def _raise_everywhere(self, failure):
-        where, kind, text = failure
-        error = RuntimeError(f"The callback {where} has failed on rank 0: {kind}: {text}")
-        if self._failure is not None:
-            (_, original), self._failure = self._failure, None
-            raise original from error
-        raise error
+    def _raise_failure(self, comm, failure):
+        if failure is not None:
+            where, words = failure
+            own, self._failure = self._failure and self._failure[1], None
+            raise_of_rank_0(comm, words, f"The callback {where} has failed", own)
 
 
 def _checked(callbacks):

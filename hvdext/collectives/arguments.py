@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from hvdext.comm.current import current
 from hvdext.comm.names import cleaned, numbered
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.comm.wire_types import can_be_reduced
+from hvdext.common.log import warn
 
 _UNNAMED = "unnamed"
 
@@ -75,9 +75,7 @@ def op_of(op, average):
             "`average` must be left out where `op` is given, which replaces it. "
             f"Received: average={average!r}, op={op!r}."
         )
-    warnings.warn(
-        "`average` is deprecated: pass op=hvd.Average or op=hvd.Sum.", DeprecationWarning, stacklevel=5
-    )
+    warn("`average` is deprecated: pass op=hvd.Average or op=hvd.Sum.", DeprecationWarning)
     return ReduceOp.AVERAGE if average else ReduceOp.SUM
 
 

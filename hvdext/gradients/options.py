@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from hvdext.collectives.compression import Compression, check_compression
 from hvdext.collectives.reduce_op import ReduceOp
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.checks import is_whole, require_number
+from hvdext.common.log import warn
 from hvdext.keras_tools.selection import Select, check_select
 
 
@@ -114,5 +114,5 @@ def old_groups(num_groups: int, groups):
                 "`num_groups` must be a positive number, and left out where `groups` is given. "
                 f"Received: num_groups={num_groups!r}, groups={groups!r}."
             )
-        warnings.warn("`num_groups` is Horovod's old name for `groups`.", stacklevel=3)
+        warn("`num_groups` is Horovod's old name for `groups`.")
     return num_groups or groups or None

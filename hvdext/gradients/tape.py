@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import weakref
 from collections.abc import Sequence
 
 import keras
@@ -19,8 +18,7 @@ from hvdext.gradients.options import ExchangeOptions, old_groups
 from hvdext.keras_tools.autograph import without_autograph
 from hvdext.keras_tools.selection import Select, path_of
 
-# Which exchanges each job has compared over its ranks already.
-_agreed: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_AGREED = "gradient exchanges that the ranks of the job have compared"  # in the ledger's notes
 
 
 class DistributedGradientTape:
@@ -100,7 +98,7 @@ class DistributedGradientTape:
         flat_gradients = _flat(gradients, sources)
         flat_sources = tf.nest.flatten(sources)
         exchange = self._exchange(flat_sources)
-        agreed = _agreed.setdefault(exchange.comm().ledger, set())
+        agreed = exchange.comm().ledger.notes.setdefault(_AGREED, set())
         if exchange.name not in agreed:
             with tf.init_scope():
                 exchange.agree("DistributedGradientTape", flat_gradients, flat_sources, {})

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from hvdext.keras_tools.optimizers import learning_rate_of, with_members
+from hvdext.keras_tools.training import compiled_with
 
 
 def fresh_copy(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
@@ -17,7 +18,7 @@ def fresh_copy(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimi
 
 def custom_objects_of(model: keras.Model) -> Any:
     """A context in which Keras finds by name what `model` is compiled with."""
-    given = model._compile_config.config if model.compiled else {}
+    given = compiled_with(model) if model.compiled else {}
     parts = [part for part in keras.tree.flatten(given) if not isinstance(part, (str, int, float))]
     functions = {part.__name__: part for part in parts if hasattr(part, "__name__")}
     return keras.saving.custom_object_scope(_own_classes(parts) | functions)

@@ -21,12 +21,16 @@ def flat_layers(layer: keras.Layer, *, include_self: bool = True) -> list[keras.
     return layer._flatten_layers(include_self=include_self)
 
 
-def model_variables(model) -> list:
+def model_variables(model, optimizer=None) -> list:
     """What must be alike on all ranks before training: weights, statistics and optimizer state.
 
     The states of random generators stay out: ranks must draw different dropout masks.
+
+    Args:
+        model: the model.
+        optimizer: what it trains with; None: what it is compiled with.
     """
-    optimizer = getattr(model, "optimizer", None)
+    optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
     variables = [*model.variables, *(optimizer.variables if optimizer is not None else [])]
     unique = {id(variable): variable for variable in variables}
     return [v for v in unique.values() if not path_of(v).endswith("seed_generator_state")]

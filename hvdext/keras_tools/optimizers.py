@@ -9,6 +9,8 @@ import keras
 import tensorflow as tf
 from keras.optimizers import LossScaleOptimizer
 
+from hvdext.keras_tools.replacing import replace
+
 
 def build(optimizer: keras.optimizers.Optimizer, variables: Sequence) -> None:
     """Gives `optimizer` its variables, named as Keras names them, unless it has them."""
@@ -68,6 +70,27 @@ def iterations_of(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
 def trained_by(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
     """The variables that an optimizer was built for, in its order; none before that."""
     return list(optimizer._trainable_variables) if optimizer.built else []
+
+
+def clip_by(optimizer: keras.optimizers.Optimizer, clip: Callable[[list], list]) -> None:
+    """Has `clip` do what Keras' clipping of gradients did in `optimizer`.
+
+    Args:
+        optimizer: the optimizer itself, not one around it.
+        clip: takes all gradients, some of which may be None, and returns them clipped.
+    """
+    replace(optimizer, _clip_gradients=clip)
+
+
+def keep_gradients_apart(optimizer: keras.optimizers.Optimizer) -> None:
+    """Leaves out Keras' sum over the replicas of a `tf.distribute` strategy, where there is one replica.
+
+    All gradients would go through one operation, on one device.
+
+    Args:
+        optimizer: the optimizer itself, not one around it.
+    """
+    replace(optimizer, _all_reduce_sum_gradients=list)
 
 
 def keeps_velocity(optimizer: keras.optimizers.Optimizer) -> bool:

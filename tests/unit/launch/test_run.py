@@ -78,7 +78,7 @@ def test_one_process_is_the_default(requests):
         ({"func": 4}, TypeError, "`func` must be a function. Received: func=4"),
         ({"args": "ab"}, TypeError, "`args` must be a tuple or list .* Received: args='ab'"),
         ({"kwargs": [1]}, TypeError, "`kwargs` must be a dict .* Received"),
-        ({"num_proc": 0}, ValueError, "`num_proc` must be a whole number, 1 or more. Received: num_proc=0"),
+        ({"num_proc": 0}, ValueError, "`num_proc` must be an integer of at least 1. Received: num_proc=0"),
         ({"np": 2.5}, ValueError, "`num_proc` must be a whole number.* Received: num_proc=2.5"),
         ({"num_proc": None}, ValueError, "`num_proc` must be a whole number"),
         ({"start_timeout": -1}, ValueError, "`start_timeout` must be a whole number"),

@@ -292,7 +292,7 @@ ERRORS = {
     "unknown question": (LOCAL + "sync: {wen: always}", r"sync.wen: .*Did you mean `when`"),
     "interval": (
         LOCAL + "sync: {when: {every: 0}}",
-        "sync.when.every.steps: `steps` must be a whole number of steps",
+        "sync.when.every.steps: `steps` must be an integer of at least 1",
     ),
     "delay": (
         LOCAL + "sync: {when: {every: {steps: 32, delay: 32}}}",

@@ -11,7 +11,7 @@ from hvdext.inference.deploy import hosts
 from hvdext.inference.deploy.deploy import deploy
 from hvdext.inference.deploy.manifest import describe
 from hvdext.inference.deploy.model_store import Store, Writer
-from hvdext.inference.deploy.relay import hand_on
+from hvdext.inference.deploy.relay import relay
 from hvdext.testing import run_ranks
 
 HOSTS = "aabbcb"
@@ -59,20 +59,20 @@ def test_leaders():
     assert hosts.leaders(["a", "b", "a", "b", "c"], 3) == [0, 3, 0, 3, 4]
 
 
-@pytest.mark.parametrize("chain", [[0, 1], [2, 0, 3], [1, 0, 2, 3]])
+@pytest.mark.parametrize("route", [[0, 1], [2, 0, 3], [1, 0, 2, 3]])
 @pytest.mark.parametrize("count", [0, 1, 2, 9])
-def test_chunks_go_from_hand_to_hand(chain, count):
+def test_chunks_go_from_hand_to_hand(route, count):
     data = [bytes([i]) * (i + 1) for i in range(count)]
 
     def program(comm):
         source, received, most = iter(data), [], []
-        hand_on(comm, chain, count, lambda: next(source), lambda c: received.append(c.tobytes()), most.append)
+        relay(comm, route, count, lambda: next(source), lambda c: received.append(c.tobytes()), most.append)
         return received, _chunk_bytes(comm), most
 
     for rank, (received, sent, steps) in enumerate(run_ranks(4, program)):
-        assert received == (data if rank in chain[1:] else [])
-        assert sent == (sum(map(len, data)) if rank in chain[:-1] else 0)
-        assert steps == list(range(1, count + len(chain) - 1 if count else 1))
+        assert received == (data if rank in route[1:] else [])
+        assert sent == (sum(map(len, data)) if rank in route[:-1] else 0)
+        assert steps == list(range(1, count + len(route) - 1 if count else 1))
 
 
 @pytest.mark.parametrize("root", [0, 2])
