@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from hvdext.keras_tools.autograph import without_autograph
 from hvdext.keras_tools.models import retrace
 from hvdext.keras_tools.train_step import around
 
@@ -74,7 +75,7 @@ class SampleCounter:
         return int(self._rows.numpy())
 
     def _counting(self, plain):
-        @tf.autograph.experimental.do_not_convert
+        @without_autograph
         def step(data):
             if self._is_counting:
                 return plain(data)
