@@ -1,5 +1,6 @@
 """Settings that every test needs before TensorFlow's first operation."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -20,4 +21,24 @@ tf.config.threading.set_inter_op_parallelism_threads(64)
 # Test files are rewritten anyway; what ranks run and what helps the tests has assertions, too.
 pytest.register_assert_rewrite("tests.clients", "tests.multiprocess.programs", "tests.unit")
 
-build_quickly()
+_MANY = 100_000  # new objects, as many as some graphs have; a collection then takes 0.1 s
+
+
+def pytest_addoption(parser):
+    parser.addoption("--plain", action="store_true", help="build graphs as TensorFlow and Keras do for users")
+
+
+def pytest_configure(config):
+    if not config.getoption("plain"):
+        build_quickly()
+    # All that has been imported stays. What tests leave is collected between them: Python looks through all
+    # objects when it thinks fit, which takes seconds after some hundred tests, and one test pays for it.
+    gc.freeze()
+    gc.set_threshold(20 * _MANY)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logfinish():
+    if gc.get_count()[0] > _MANY:
+        gc.collect()
+        gc.freeze()  # what is left are caches: not looked through again

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,11 +20,14 @@ from pathlib import Path
 
 import psutil
 
+from tests.multiprocess.launching import fork_client, fork_server
+
 _HERE = Path(__file__).parent
 _WORKER = f"{__package__}.worker"
 # The launcher as users start it, for one test; the others do without its ten seconds of asking what is built.
 HOROVODRUN = [str(Path(sys.executable).parent / "horovodrun")]
 _QUICK_HOROVODRUN = [sys.executable, str(_HERE / "quick_horovodrun.py")]
+_SERVERS = "HVDEXT_TESTS_FORK_SERVERS"  # their folder; ranks that start processes use the same servers
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,8 @@ def launch_script(
         timeout: seconds, after which all processes of the launch are killed.
         launcher: the command that starts the ranks.
     """
-    return _run([*_python_on(ranks, launcher), str(script), *arguments], ranks, timeout, None)
+    python = [sys.executable] if launcher == HOROVODRUN else None
+    return _run([*_python_on(ranks, launcher, python), str(script), *arguments], ranks, timeout, None)
 
 
 def launch_elastic(hosts: Path, script: Path, *arguments: str, timeout: float) -> Ended:
@@ -108,7 +115,7 @@ def launch_elastic(hosts: Path, script: Path, *arguments: str, timeout: float) -
         "--gloo-timeout-seconds": 30,  # a new rank takes some seconds to import TensorFlow
     }
     flags = [str(part) for option in options.items() for part in option]
-    return _run([*_QUICK_HOROVODRUN, *flags, sys.executable, str(script), *arguments], 2, timeout, None)
+    return _run([*_QUICK_HOROVODRUN, *flags, *_forked_python(), str(script), *arguments], 2, timeout, None)
 
 
 @contextlib.contextmanager
@@ -126,7 +133,7 @@ def running(
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | dict(env or {})
     with tempfile.NamedTemporaryFile("w+") as output:
         process = subprocess.Popen(
-            [*_python_on(ranks), *arguments],
+            [*_python_on(ranks, python=[sys.executable]), *arguments],
             start_new_session=True,
             env=environment,
             stdout=output,
@@ -141,8 +148,34 @@ def running(
             _kill(process)
 
 
-def _python_on(ranks, launcher=_QUICK_HOROVODRUN):
-    return [*launcher, "-np", str(ranks), sys.executable] if ranks > 1 else [sys.executable]
+def _python_on(ranks, launcher=_QUICK_HOROVODRUN, python=None):
+    python = python or _forked_python()
+    return [*launcher, "-np", str(ranks), *python] if ranks > 1 else python
+
+
+def _forked_python():
+    """The command for a Python that has imported TensorFlow already."""
+    if _SERVERS not in os.environ:
+        os.environ[_SERVERS] = _start_servers()
+    return [sys.executable, "-IS", fork_client.__file__, os.environ[_SERVERS]]
+
+
+def _start_servers():
+    folder = tempfile.mkdtemp(prefix="hvdext-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for number in range(fork_client.SERVERS):
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(os.path.join(folder, str(number)))
+            listener.listen()
+            server = subprocess.Popen(
+                [sys.executable, "-m", fork_server.__name__, str(listener.fileno())],
+                pass_fds=[listener.fileno()],
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+        atexit.register(server.communicate)  # the end of its input is its own
+    return folder
 
 
 def _run(command, ranks, timeout, env):

@@ -4,7 +4,6 @@ The cases under horovodrun with two ranks, and the examples, do without: they tr
 """
 
 import functools
-import gc
 
 import keras
 import tensorflow as tf
@@ -20,12 +19,9 @@ def build_quickly() -> None:
     """From now on graphs run as they are built, and Keras' training step is traced once instead of twice.
 
     Not where plain Keras is the reference: optimizers that copy the weights when they are built, as
-    ScheduleFreeAdamW does, then train differently. The collector of garbage, to which a graph being built
-    looks like much work, has less to do, too.
+    ScheduleFreeAdamW does, then train differently.
     """
     optimize_no_graphs()
-    gc.freeze()  # what has been imported stays
-    gc.set_threshold(20_000)
     keras.Model.make_train_function = _with_built_optimizer(keras.Model.make_train_function)
 
 

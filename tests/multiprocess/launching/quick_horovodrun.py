@@ -2,10 +2,10 @@
 
 import sys
 
-from horovod.runner.launch import run_commandline
+if __name__ == "__main__":  # the processes between it and its ranks import this file, but do not need these
+    from horovod.runner.launch import run_commandline
 
-from hvdext.launch.driver import tell_what_is_built
+    from hvdext.launch.driver import tell_what_is_built
 
-if __name__ == "__main__":
     tell_what_is_built()
     sys.exit(run_commandline())
