@@ -8,10 +8,11 @@ import tensorflow as tf
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import current
 from hvdext.comm.names import cleaned, numbered
+from hvdext.keras_tools.batch_norm import BatchNormalization
 
 
 @keras.saving.register_keras_serializable(package="hvdext")
-class SyncBatchNormalization(keras.layers.BatchNormalization):
+class SyncBatchNormalization(BatchNormalization):
     """Batch normalization (Ioffe and Szegedy 2015, arXiv:1502.03167) over the batches of all ranks.
 
     In training, mean and variance are those of one process with all ranks' rows, whether the ranks hold
@@ -52,12 +53,14 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
             )
         super().__init__(**kwargs)
 
-    def _moments(self, inputs, mask):
+    def moments(
+        self, inputs: tf.Tensor, mask: tf.Tensor | None, axes: list[int]
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Those of all ranks' inputs together; see `hvdext.keras_tools.batch_norm`."""
         comm = current()
         if comm.size == 1:
-            return super()._moments(inputs, mask)
-        name = numbered(f"hvdext.sync_bn.{cleaned(self.name)}")
-        return moments(comm, inputs, mask, self._reduction_axes, name)
+            return super().moments(inputs, mask, axes)
+        return moments(comm, inputs, mask, axes, numbered(f"hvdext.sync_bn.{cleaned(self.name)}"))
 
 
 def moments(

@@ -6,8 +6,9 @@ import os
 
 import keras
 
-from hvdext.callbacks.meeting import meet
+from hvdext.callbacks.meeting import meet, raise_of_rank_0
 from hvdext.comm.current import current
+from hvdext.comm.failures import told
 from hvdext.common.arguments import suggests_keywords
 
 
@@ -29,7 +30,8 @@ class BestModelCheckpoint(keras.callbacks.ModelCheckpoint):
     Raises:
         ValueError: when training begins, on every rank alike, if rank 0's `filepath` is None or has another
             ending.
-        RuntimeError: on every rank but 0, if rank 0 cannot save; rank 0 raises its own error.
+        OSError: on every rank, or an error of another fitting class, if rank 0 cannot save; rank 0 raises its
+            own.
     """
 
     runs_on_one_rank = True  # a pipeline, which all ranks save together, refuses it
@@ -74,14 +76,10 @@ class BestModelCheckpoint(keras.callbacks.ModelCheckpoint):
         comm = current()
         if comm.rank == 0:
             self._try(super().on_epoch_end, epoch, logs)
-        text = None if self._failure is None else f"{type(self._failure).__name__}: {self._failure}"
+        failure = None if self._failure is None else told(self._failure)
         best = None if self.best is None else float(self.best)
-        text, self.best = meet(comm, "BestModelCheckpoint.on_epoch_end", (text, best))[0]
-        if text is not None:
-            error = RuntimeError(f"BestModelCheckpoint has failed on rank 0: {text}")
-            if self._failure is None:
-                raise error
-            raise self._failure from error
+        failure, self.best = meet(comm, "BestModelCheckpoint.on_epoch_end", (failure, best))[0]
+        raise_of_rank_0(comm, failure, "BestModelCheckpoint has failed", self._failure)
 
     def _try(self, hook, *args):
         """Keeps an error until the epoch's end, where the other ranks can hear of it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 
 import keras
 import tensorflow as tf
@@ -13,11 +12,13 @@ from hvdext.comm import agreement
 from hvdext.comm.current import current
 from hvdext.comm.once import Once
 from hvdext.common.arguments import suggests_keywords
+from hvdext.common.log import warn
 from hvdext.gradients.apply_hook import exchanges, hook_of
 from hvdext.keras_tools.derived import derive_anew, settle
 from hvdext.keras_tools.models import is_built, model_variables
 from hvdext.keras_tools.optimizers import build
 from hvdext.keras_tools.selection import identity_of
+from hvdext.keras_tools.train_step import trace_with
 from hvdext.sync.attachment import attached
 
 
@@ -70,10 +71,9 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
             return
         optimizer = self.model.optimizer
         if comm.size > 1 and comm.rank == 0 and not exchanges(optimizer) and not attached(self.model):
-            warnings.warn(
+            warn(
                 f"The optimizer {optimizer.name!r} exchanges no gradients: pass it through "
-                "hvd.DistributedOptimizer, unless the ranks' parameters are synchronised otherwise.",
-                stacklevel=2,
+                "hvd.DistributedOptimizer, unless the ranks' parameters are synchronised otherwise."
             )
         if is_built(self.model):
             self._broadcast()
@@ -92,19 +92,20 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
 
     def _broadcast_before_first_step(self):
         """Puts the broadcast in front of the model's training step, which sees the first batch."""
-        model, plain_step = self.model, self.model.train_step
+        model = self.model
 
-        def step(data):
-            if not self._is_done():
-                with tf.init_scope():  # eagerly, also while Keras traces the step
-                    _call_on_zeros(model, data)
-                    self._broadcast()
-                    derive_anew([model])  # nothing else to settle: this step is the first to be traced
-            return plain_step(data)
+        def broadcasting(plain_step):
+            def step(data):
+                if not self._is_done():
+                    with tf.init_scope():  # eagerly, also while Keras traces the step
+                        _call_on_zeros(model, data)
+                        self._broadcast()
+                        derive_anew([model])  # nothing else to settle: this step is the first to be traced
+                return plain_step(data)
 
-        model.train_step = step
-        model.make_train_function(force=True)
-        model.train_step = plain_step
+            return step
+
+        trace_with(model, broadcasting)
 
     def _broadcast(self):
         build(self.model.optimizer, self.model.trainable_variables)

@@ -12,8 +12,15 @@ import tensorflow as tf
 from hvdext.comm import agreement
 from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
+from hvdext.common.checks import is_number
 from hvdext.gradients.apply_hook import hook_of
-from hvdext.keras_tools.optimizers import innermost
+from hvdext.keras_tools.optimizers import (
+    innermost,
+    keeps_velocity,
+    learning_rate_of,
+    updaters_of,
+    velocities_of,
+)
 
 
 class LearningRateScheduleCallback(keras.callbacks.Callback):
@@ -133,8 +140,8 @@ class LearningRateScheduleCallback(keras.callbacks.Callback):
             )
 
     def _corrects(self):
-        has_velocity = isinstance(self._optimizer(), tuple(_VELOCITIES))
-        return self.momentum_correction and has_velocity and bool(self._optimizer().momentum)
+        optimizer = self._optimizer()
+        return self.momentum_correction and keeps_velocity(optimizer) and bool(optimizer.momentum)
 
 
 class LearningRateWarmupCallback(LearningRateScheduleCallback):
@@ -198,16 +205,9 @@ def rescale_velocity(optimizer: keras.optimizers.Optimizer, factor: float) -> No
         optimizer: `SGD` or `RMSprop`, with momentum; others, and Keras' Muon, keep gradients without rate.
         factor: new learning rate / old learning rate.
     """
-    velocities = []
-    for kind, attribute in _VELOCITIES.items():
-        if isinstance(optimizer, kind):
-            velocities = [v.value for v in getattr(optimizer, attribute, []) if v is not None]
+    velocities = velocities_of(optimizer)
     if velocities:
         _multiply(velocities, tf.constant(factor, tf.float64))
-
-
-# Keras' optimizers whose momentum holds gradients times learning rate, and where.
-_VELOCITIES = {keras.optimizers.SGD: "momentums", keras.optimizers.RMSprop: "_momentums"}
 
 
 @functools.partial(tf.function, autograph=False, reduce_retracing=True)
@@ -222,7 +222,7 @@ def _value(rate):
 
 def _optimizer_problem(optimizer):
     inner = innermost(optimizer)
-    if hasattr(inner, "optimizers"):
+    if updaters_of(inner) != [inner]:
         return (
             "`optimizer` must have one learning rate. Received: a MultiOptimizer; change its members' rates "
             "in a callback of your own."
@@ -230,13 +230,13 @@ def _optimizer_problem(optimizer):
     if not isinstance(inner.learning_rate, keras.Variable):
         return (
             "`learning_rate` of the optimizer must be a number for a callback to change it. Received: "
-            f"{type(inner).__name__} with learning_rate={inner._learning_rate.__class__.__name__}."
+            f"{type(inner).__name__} with learning_rate={learning_rate_of(inner).__class__.__name__}."
         )
     return None
 
 
 def _is_number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(value) and math.isfinite(value)
 
 
 def _number(name, value):

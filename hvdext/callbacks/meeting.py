@@ -10,6 +10,7 @@ from typing import Any
 
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
+from hvdext.comm.failures import Told, raise_for
 
 
 def gather(comm: Communicator, point: str, value: Any) -> list[tuple[str, Any]]:
@@ -32,6 +33,23 @@ def meet(comm: Communicator, point: str, value: Any) -> list:
     everyone = gather(comm, point, value)
     check_points(comm, [found for found, _ in everyone])
     return [value for _, value in everyone]
+
+
+def raise_of_rank_0(comm: Communicator, failure: Told | None, what: str, own: Exception | None) -> None:
+    """Raises on all ranks if rank 0's callback has failed: there its own error, elsewhere one of its kind.
+
+    Args:
+        comm: who has met.
+        failure: what rank 0 has told of it; None if it has not failed.
+        what: for the message: what has failed.
+        own: the callback's error, on rank 0.
+    """
+    try:
+        raise_for(comm, [failure] + [None] * (comm.size - 1), what, None)
+    except Exception as error:
+        if own is None:
+            raise
+        raise own from error
 
 
 def check_points(comm: Communicator, points: list[str]) -> None:

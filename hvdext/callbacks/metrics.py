@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +11,11 @@ from hvdext.callbacks.meeting import check_points, gather
 from hvdext.collectives.metric_sums import REDUCTIONS, Share, combine
 from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
+from hvdext.common.log import warn
+from hvdext.keras_tools.metrics import change_next_results, take_back
 
 _VALIDATION = "the end of validation"
 _EPOCH = "the end of epoch "
-_READ = "_get_metrics_result_or_logs"  # where Keras turns metrics into the logs that `evaluate` returns
 
 
 class MetricAverageCallback(keras.callbacks.Callback):
@@ -69,9 +69,8 @@ class MetricAverageCallback(keras.callbacks.Callback):
         self._take_over()
 
     def on_test_end(self, logs=None):
-        if self._is_waiting():  # called by a loop of the user's own instead of Keras' `evaluate`
-            if self.model is not None:
-                vars(self.model)[_READ].waiting.remove(self)
+        # Still waiting: called by a loop of the user's own instead of Keras' `evaluate`.
+        if self.model is None or take_back(self.model, self._validate):
             averaged = self._validate(logs or {})
             if logs is not None:
                 logs.update(averaged)
@@ -93,9 +92,7 @@ class MetricAverageCallback(keras.callbacks.Callback):
             logs.update(self._latest)
         unknown = [n for n in self._reductions if n not in self._seen and f"val_{n}" not in self._seen]
         if unknown and current().rank == 0:
-            warnings.warn(
-                f"`reductions` names {unknown}, but only {sorted(self._seen)} have been logged.", stacklevel=2
-            )
+            warn(f"`reductions` names {unknown}, but only {sorted(self._seen)} have been logged.")
 
     # -- validation ------------------------------------------------------------------------------------
 
@@ -105,12 +102,7 @@ class MetricAverageCallback(keras.callbacks.Callback):
 
     def _take_over(self):
         if self.model is not None:
-            reader = vars(self.model).get(_READ) or _Reader(self.model)
-            reader.waiting = [c for c in reader.waiting if c is not self] + [self]
-            self.model.__dict__[_READ] = reader  # Keras would track what setattr gives it
-
-    def _is_waiting(self):
-        return self.model is None or self in getattr(vars(self.model).get(_READ), "waiting", [])
+            change_next_results(self.model, self._validate)
 
     def _validate(self, logs):
         chosen = {n: r for n, r in self._reductions.items() if not n.startswith("val_")}
@@ -139,31 +131,6 @@ class MetricAverageCallback(keras.callbacks.Callback):
             if point == _VALIDATION:
                 return combine(comm, known, share)
             self._validation = combine(comm, known, silent)
-
-
-class _Reader:
-    """Stands in front of Keras' reading of the metrics, once, at the end of an evaluation.
-
-    `evaluate` returns what it has read there, not what callbacks make of it.
-
-    Attributes:
-        waiting: the callbacks that combine what has been read over the ranks.
-    """
-
-    def __init__(self, model: keras.Model):
-        self._model = model
-        self.waiting: list[MetricAverageCallback] = []
-
-    def __call__(self, logs: Mapping[str, Any]) -> dict[str, Any]:
-        model = self._model
-        del vars(model)[_READ]
-        compiled = getattr(model, "_compile_metrics", None)
-        # Metrics that have never had a batch cannot be read.
-        is_readable = compiled is None or compiled.built
-        logs = dict(getattr(model, _READ)(logs) if is_readable else logs)
-        for callback in self.waiting:
-            logs |= callback._validate(logs)
-        return logs
 
 
 def _checked(reductions):

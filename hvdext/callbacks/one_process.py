@@ -10,16 +10,18 @@ import numpy as np
 import tensorflow as tf
 
 from hvdext.callbacks.best_model import BestModelCheckpoint
-from hvdext.callbacks.meeting import meet
+from hvdext.callbacks.meeting import meet, raise_of_rank_0
 from hvdext.callbacks.metrics import MetricAverageCallback
 from hvdext.collectives.variables import broadcast_variables
 from hvdext.comm import agreement
 from hvdext.comm.communicator import SoloComm
 from hvdext.comm.current import current, use
+from hvdext.comm.failures import told
 from hvdext.common.arguments import suggests_keywords
 from hvdext.keras_tools.derived import settle
+from hvdext.keras_tools.epochs import begin_with_epoch, initial_epoch_of
 from hvdext.keras_tools.models import model_variables
-from hvdext.keras_tools.optimizers import build, innermost
+from hvdext.keras_tools.optimizers import build, innermost, learning_rate_of
 
 _TEST_HOOKS = ("on_test_begin", "on_test_end", "on_test_batch_begin", "on_test_batch_end")
 # Keras' own batch hooks call the older names.
@@ -61,7 +63,8 @@ class AsOneProcess(MetricAverageCallback):
     Raises:
         ValueError: if an argument breaks its rule; when training begins, on every rank alike, if ranks have
             different callbacks.
-        RuntimeError: on every rank but 0, if a callback fails.
+        RuntimeError: on every rank but 0, or an error of a more fitting class (`OSError`, `ValueError`), if a
+            callback fails.
     """
 
     runs_on_one_rank = True  # a pipeline, which all ranks save together, refuses it
@@ -208,12 +211,11 @@ class AsOneProcess(MetricAverageCallback):
         everyone = meet(comm, f"AsOneProcess.{hook}", self._outcome(comm, before, logs))
         model.stop_training = any(outcome["stops"] for outcome in everyone)
         first = everyone[0]
-        if first["failure"] is not None:
-            self._raise_everywhere(first["failure"])
+        self._raise_failure(comm, first["failure"])
         if logs is not None:
             logs.update(first["logs"])
         if hook == "on_train_begin":
-            model._initial_epoch = first["initial epoch"]
+            begin_with_epoch(model, first["initial epoch"])
         if first["built"]:
             build(model.optimizer, model.trainable_variables)
         variables = model_variables(model)
@@ -237,7 +239,7 @@ class AsOneProcess(MetricAverageCallback):
         if comm.rank != 0:
             return outcome
         logs_before, fingerprints = before
-        failure = self._failure and (self._failure[0], type(self._failure[1]).__name__, str(self._failure[1]))
+        failure = self._failure and (self._failure[0], told(self._failure[1]))
         added = {
             key: value
             for key, value in (logs or {}).items()
@@ -246,18 +248,16 @@ class AsOneProcess(MetricAverageCallback):
         return outcome | {
             "failure": failure,
             "logs": {key: np.asarray(v) if tf.is_tensor(v) else v for key, v in added.items()},
-            "initial epoch": model._initial_epoch,
+            "initial epoch": initial_epoch_of(model),
             "built": optimizer is not None and optimizer.built and bool(model.trainable_variables),
             "changed": _changed(model, fingerprints) if failure is None else [],
         }
 
-    def _raise_everywhere(self, failure):
-        where, kind, text = failure
-        error = RuntimeError(f"The callback {where} has failed on rank 0: {kind}: {text}")
-        if self._failure is not None:
-            (_, original), self._failure = self._failure, None
-            raise original from error
-        raise error
+    def _raise_failure(self, comm, failure):
+        if failure is not None:
+            where, words = failure
+            own, self._failure = self._failure and self._failure[1], None
+            raise_of_rank_0(comm, words, f"The callback {where} has failed", own)
 
 
 def _checked(callbacks):
@@ -285,7 +285,7 @@ def _overrides(callback, hook):
 
 
 def _rate(optimizer):
-    rate = getattr(innermost(optimizer), "_learning_rate", None)
+    rate = None if optimizer is None else learning_rate_of(innermost(optimizer))
     return float(rate.numpy()) if isinstance(rate, keras.Variable) else None
 
 

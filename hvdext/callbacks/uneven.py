@@ -7,7 +7,7 @@ import keras
 from hvdext.comm import agreement
 from hvdext.comm.current import current
 from hvdext.gradients.apply_hook import ApplyHook, hook_of
-from hvdext.keras_tools.models import is_built
+from hvdext.keras_tools.models import flat_layers, is_built, retrace
 from hvdext.keras_tools.optimizers import build
 
 
@@ -82,7 +82,7 @@ class UnevenBatches(keras.callbacks.Callback):
 
     def _switch(self, expected):
         self._hook().expect_uneven_batches(expected)
-        self.model.train_function = None  # to be traced with the roll call, or without
+        retrace(self.model, "train")  # with the roll call, or without
 
     def _hook(self) -> ApplyHook:
         hook = hook_of(self.model.optimizer)
@@ -113,7 +113,7 @@ def _problem(model, steps):
             "`UnevenBatches` needs a batch on every rank with `run_eagerly=True`, where Keras makes a rank's "
             "metrics with its first batch. Received: no batches."
         )
-    talking = [layer.name for layer in model._flatten_layers() if getattr(layer, "exchanges_forward", False)]
+    talking = [layer.name for layer in flat_layers(model) if getattr(layer, "exchanges_forward", False)]
     if talking:
         return (
             "`UnevenBatches` needs layers that exchange nothing within the forward pass, such as "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from hvdext.comm.current import current
 from hvdext.comm.names import cleaned, numbered
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.comm.wire_types import can_be_reduced
+from hvdext.common.log import warn
 
 _UNNAMED = "unnamed"
 
@@ -75,9 +75,7 @@ def op_of(op, average):
             "`average` must be left out where `op` is given, which replaces it. "
             f"Received: average={average!r}, op={op!r}."
         )
-    warnings.warn(
-        "`average` is deprecated: pass op=hvd.Average or op=hvd.Sum.", DeprecationWarning, stacklevel=5
-    )
+    warn("`average` is deprecated: pass op=hvd.Average or op=hvd.Sum.", DeprecationWarning)
     return ReduceOp.AVERAGE if average else ReduceOp.SUM
 
 
@@ -155,6 +153,32 @@ def checked_splits(splits):
             f"Received: dtype {shares.dtype.name}, shape {shares.shape}."
         )
     return tf.cast(shares, tf.int64)
+
+
+def row_counts(comm, tensor, splits, name):
+    """How many rows this rank sends to each and receives from each; an error on all ranks if any is wrong."""
+    rows = tf.shape(tensor, tf.int64)[0]
+    given = tf.fill([comm.size], rows // comm.size) if splits is None else splits
+    fits = tf.logical_and(tf.size(given) == comm.size, tf.reduce_all(given >= 0))
+    fits = tf.logical_and(fits, tf.reduce_sum(given) == rows)
+    # A rank whose splits are wrong still sends a row of the right length, since the others wait for it.
+    sent = tf.where(fits, tf.pad(given, [[0, comm.size]])[: comm.size], -1)
+    everyone = tf.reshape(comm.allgather(sent, name), [comm.size, comm.size])
+    rule = (
+        f"`splits` must be {comm.size} numbers, not negative, that add up to the rows of `tensor`; without "
+        f"`splits`, {comm.size} must divide the rows. Received otherwise on the ranks"
+    )
+    wrong = tf.gather(tf.constant(comm.ranks), tf.where(everyone[:, 0] < 0)[:, 0])
+    mine = ["; on this rank: splits", given, "for rows:", rows]
+    if tf.executing_eagerly():
+        if tf.size(wrong) > 0:
+            text = f"{mine[0]} {given.numpy().tolist()} {mine[2]} {int(rows)}"
+            raise ValueError(f"{rule} {wrong.numpy().tolist()}{text}.")
+    else:
+        check = tf.debugging.Assert(tf.equal(tf.size(wrong), 0), [rule, wrong, *mine])
+        with tf.control_dependencies([check]):
+            sent, everyone = tf.identity(sent), tf.identity(everyone)
+    return tf.cast(sent, tf.int32), tf.cast(everyone[:, comm.rank], tf.int32)
 
 
 def reducible(value, argument, comm, how):

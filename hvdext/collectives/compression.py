@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
+from hvdext.collectives import encoded
 from hvdext.collectives.reduce_op import ReduceOp
 from hvdext.comm.communicator import Communicator
 
@@ -48,9 +49,7 @@ def allreduce_fp16(
     """Sums floating tensors over the ranks with float16 on the wire and float32 sums.
 
     The engine's own float16 allreduce sums in software, value by value, and is slower than float32. Here
-    the ranks only move float16 and sum in float32 themselves: with two ranks each sends all it has;
-    with more, each rank collects and sums one shard, then all gather the sums. Either way a rank sends
-    2(n-1)/n of the float16 bytes, as a ring would.
+    the ranks only move float16 and sum in float32 themselves: see `hvdext.collectives.encoded`.
 
     Args:
         comm: who sums.
@@ -63,25 +62,19 @@ def allreduce_fp16(
         The sums in the tensors' own dtypes, bit for bit the same on every rank.
     """
     flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
-    half = tf.cast(tf.cast(flat, tf.float32) * prescale, tf.float16)
-    if comm.size == 2:
-        total = _sum_of_rows(comm.allgather(half[tf.newaxis], name), comm.size) * postscale
-    else:
-        total = _sharded_sum(comm, half, name, postscale)
+    shards = encoded.shards_of(_single(flat) * prescale, comm.size)
+    rows = encoded.scatter_shards(comm, _half(shards), name, "scatter")
+    # In rank order on every rank: floating sums depend on their order.
+    total = tf.add_n([_single(row) for row in tf.unstack(rows)]) * postscale
+    total = encoded.gather_shards(comm, total, _half, _single, f"{name}.gather")[: flat.shape[0]]
     total = tf.cast(total, tensors[0].dtype)
     parts = tf.split(total, [tensor.shape.num_elements() for tensor in tensors])
     return [tf.reshape(p, t.shape) for p, t in zip(parts, tensors, strict=True)]
 
 
-def _sharded_sum(comm, half, name, postscale):
-    length = half.shape.num_elements()
-    shard = -(-length // comm.size)
-    padded = tf.pad(half, [[0, shard * comm.size - length]])
-    mine = comm.alltoall(padded, [shard] * comm.size, f"{name}.scatter")
-    total = _sum_of_rows(tf.reshape(mine, [comm.size, shard]), comm.size) * postscale
-    return tf.cast(comm.allgather(tf.cast(total, tf.float16), f"{name}.gather"), tf.float32)[:length]
+def _half(values):
+    return tf.cast(values, tf.float16)
 
 
-def _sum_of_rows(rows, count):
-    # In rank order on every rank: floating sums depend on their order.
-    return tf.add_n([tf.cast(rows[i], tf.float32) for i in range(count)])
+def _single(values):
+    return tf.cast(values, tf.float32)

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from hvdext.comm.communicator import Communicator
+from hvdext.keras_tools.metrics import compiled_metrics, loss_tracker
 
 REDUCTIONS = ("mean", "sum", "min", "max", "states")
 
@@ -37,7 +38,7 @@ class Share:
         if model is None:
             return
         # Keras weighs the mean of the loss by the batch sizes, so its weight is the number of samples.
-        tracker = getattr(model, "_loss_tracker", None)
+        tracker = loss_tracker(model)
         self.samples = 0.0 if tracker is None else float(tracker.count)
         for name, (metric, result) in metrics_by_name(model).items():
             chosen = reductions.get(name)
@@ -109,7 +110,7 @@ def combine(comm: Communicator, everyone: Sequence[Mapping[str, Any]], share: Sh
 def metrics_by_name(model: keras.Model) -> dict[str, tuple[keras.metrics.Metric, Any]]:
     """Each metric of `model` and its present result, by the name under which Keras logs it."""
     found: dict[str, tuple[keras.metrics.Metric, Any]] = {}
-    compiled: Any = getattr(model, "_compile_metrics", None)
+    compiled = compiled_metrics(model)
     for metric in getattr(model, "metrics", []):
         if metric is compiled:
             results = compiled.result() if compiled.built else {}

@@ -32,6 +32,7 @@ from hvdext.collectives.arguments import (
     own_complaint,
     place_of_root,
     reducible,
+    row_counts,
     scatterable,
     with_rows,
 )
@@ -39,11 +40,12 @@ from hvdext.collectives.compression import Compression
 from hvdext.collectives.reduce_op import ReduceOp
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import also_called, suggests_keywords
+from hvdext.keras_tools.autograph import without_autograph
 
 
 @suggests_keywords
 @also_called(tensor="value")  # in horovod.tensorflow
-@tf.autograph.experimental.do_not_convert
+@without_autograph
 def allreduce(
     value: Any,
     name: str | None = None,
@@ -96,7 +98,7 @@ def allreduce(
 
 
 @suggests_keywords
-@tf.autograph.experimental.do_not_convert
+@without_autograph
 def grouped_allreduce(
     tensors: Sequence,
     average: bool | None = None,
@@ -145,7 +147,7 @@ def grouped_allreduce(
 
 @suggests_keywords
 @also_called(tensor="value")  # in horovod.tensorflow
-@tf.autograph.experimental.do_not_convert
+@without_autograph
 def allgather(
     value: Any,
     name: str | None = None,
@@ -177,7 +179,7 @@ def allgather(
 
 
 @suggests_keywords
-@tf.autograph.experimental.do_not_convert
+@without_autograph
 def grouped_allgather(
     tensors: Sequence,
     name: str | None = None,
@@ -207,7 +209,7 @@ def grouped_allgather(
 
 @suggests_keywords
 @also_called(tensor="value")  # in horovod.tensorflow
-@tf.autograph.experimental.do_not_convert
+@without_autograph
 def broadcast(
     value: Any,
     root_rank: int,
@@ -239,7 +241,7 @@ def broadcast(
 
 
 @suggests_keywords
-@tf.autograph.experimental.do_not_convert
+@without_autograph
 def broadcast_(
     variables: Sequence, root_rank: int, name: str | None = None, process_set: ProcessSet | None = None
 ) -> list[tf.Tensor]:
@@ -276,7 +278,7 @@ def broadcast_(
 
 @suggests_keywords
 @also_called(tensor="value")  # in horovod.tensorflow
-@tf.autograph.experimental.do_not_convert
+@without_autograph
 def reducescatter(
     value: Any,
     name: str | None = None,
@@ -321,7 +323,7 @@ def reducescatter(
 
 
 @suggests_keywords
-@tf.autograph.experimental.do_not_convert
+@without_autograph
 def grouped_reducescatter(
     tensors: Sequence,
     device_dense: str = "",
@@ -366,7 +368,7 @@ def grouped_reducescatter(
 
 
 @suggests_keywords
-@tf.autograph.experimental.do_not_convert
+@without_autograph
 def alltoall(
     tensor: Any,
     splits: Sequence[int] | tf.Tensor | None = None,
@@ -398,7 +400,7 @@ def alltoall(
         value = with_rows(converted(tensor, "tensor"), "tensor")
         shares = None if splits is None else checked_splits(splits)
     with engine_complaint(comm, "tensor"):
-        sent, received = _row_counts(comm, value, shares, f"{label}.splits")
+        sent, received = row_counts(comm, value, shares, f"{label}.splits")
         result = differentiable.alltoall(comm, value, sent, received, label)
     return result if splits is None else (result, received)
 
@@ -434,29 +436,3 @@ def _gathered_slices(comm, slices, name, *, op, compression, prescale, postscale
     values = tf.cast(differentiable.allgather(comm, wire, name), dtype)
     indices = comm.allgather(slices.indices, f"{name}.indices")
     return tf.IndexedSlices(values * tf.constant(factor, dtype), indices, slices.dense_shape)
-
-
-def _row_counts(comm, tensor, splits, name):
-    """How many rows this rank sends to each and receives from each; an error on all ranks if any is wrong."""
-    rows = tf.shape(tensor, tf.int64)[0]
-    given = tf.fill([comm.size], rows // comm.size) if splits is None else splits
-    fits = tf.logical_and(tf.size(given) == comm.size, tf.reduce_all(given >= 0))
-    fits = tf.logical_and(fits, tf.reduce_sum(given) == rows)
-    # A rank whose splits are wrong still sends a row of the right length, since the others wait for it.
-    sent = tf.where(fits, tf.pad(given, [[0, comm.size]])[: comm.size], -1)
-    everyone = tf.reshape(comm.allgather(sent, name), [comm.size, comm.size])
-    rule = (
-        f"`splits` must be {comm.size} numbers, not negative, that add up to the rows of `tensor`; without "
-        f"`splits`, {comm.size} must divide the rows. Received otherwise on the ranks"
-    )
-    wrong = tf.gather(tf.constant(comm.ranks), tf.where(everyone[:, 0] < 0)[:, 0])
-    mine = ["; on this rank: splits", given, "for rows:", rows]
-    if tf.executing_eagerly():
-        if tf.size(wrong) > 0:
-            text = f"{mine[0]} {given.numpy().tolist()} {mine[2]} {int(rows)}"
-            raise ValueError(f"{rule} {wrong.numpy().tolist()}{text}.")
-    else:
-        check = tf.debugging.Assert(tf.equal(tf.size(wrong), 0), [rule, wrong, *mine])
-        with tf.control_dependencies([check]):
-            sent, everyone = tf.identity(sent), tf.identity(everyone)
-    return tf.cast(sent, tf.int32), tf.cast(everyone[:, comm.rank], tf.int32)

@@ -6,11 +6,13 @@ happens: a missing file is a `FileNotFoundError` in a pipeline, in `hvd.deploy` 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 from hvdext.comm.communicator import Communicator
 from hvdext.common.wording import describe, named_ranks
+
+Told: TypeAlias = tuple[str, str]  # the kind's name and the words of an error, as they travel
 
 # Of these the error that all ranks raise is one as well, the first that fits; of others a RuntimeError.
 _KINDS: tuple[type[Exception], ...] = (
@@ -65,14 +67,43 @@ def on_all(comm: Communicator, action: Callable[[], Any], what: str, name: str) 
     return [value for value, _ in everyone]
 
 
-def told(error: Exception) -> tuple[str, str]:
-    """What other ranks are told of `error`: its kind's name and its words. It always pickles."""
+def on_root(comm: Communicator, action: Callable[[], Any], root: int, what: str, name: str) -> Any:
+    """Returns on every rank what `action()` returned on rank `root`. Every rank of `comm` calls it.
+
+    Args:
+        comm: who waits for whom.
+        action: called on `root` alone; may fail, which is heard by all. Its result must pickle.
+        root: who acts, as a rank of `comm`.
+        what: for the message: what could not be done.
+        name: the collective's name, the same on every rank.
+
+    Raises:
+        Exception: as `raise_on_all` does, if `action()` raises.
+    """
+    value, error = None, None
+    if comm.rank == root:
+        try:
+            value = action()
+        except Exception as raised:  # whatever it is, the others must not wait for a result
+            error = raised
+    value, failure = comm.broadcast_object((value, None if error is None else told(error)), root, name)
+    raise_for(comm, [failure if rank == root else None for rank in range(comm.size)], what, error)
+    return value
+
+
+def told(error: Exception, where: str = "") -> Told:
+    """What other ranks are told of `error`: its kind's name and its words. It always pickles.
+
+    Args:
+        error: what went wrong on this rank.
+        where: what this rank was at, to stand before the words.
+    """
     kind = next((cls.__name__ for cls in _KINDS if isinstance(error, cls)), "RuntimeError")
-    return kind, describe(error)
+    return kind, f"{where}: {describe(error)}" if where else describe(error)
 
 
 def raise_for(
-    comm: Communicator, everyone: list[tuple[str, str] | None], what: str, error: Exception | None
+    comm: Communicator, everyone: Sequence[Told | None], what: str, error: Exception | None, advice: str = ""
 ) -> None:
     """Raises what `raise_on_all` does, where the ranks have heard of each other in another message.
 
@@ -81,6 +112,7 @@ def raise_for(
         everyone: what each rank told, in rank order; None of one that has not failed.
         what: for the message: what could not be done.
         error: this rank's own.
+        advice: the message's last line, the same on every rank.
     """
     failed = {comm.ranks[place]: problem for place, problem in enumerate(everyone) if problem is not None}
     if not failed:
@@ -91,4 +123,4 @@ def raise_for(
     lines = [f"  {named_ranks(ranks)}: {text}" for text, ranks in words.items()]
     kind = next(iter(failed.values()))[0]
     raised = next((cls for cls in _KINDS if cls.__name__ == kind), RuntimeError)
-    raise raised("\n".join([f"{what}:", *lines])) from error
+    raise raised("\n".join([f"{what}:", *lines, *([advice] if advice else [])])) from error

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from hvdext.comm.horovod_comm import HorovodComm
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.comm.registration import add_process_set
 from hvdext.common.arguments import suggests_keywords
+from hvdext.common.checks import is_whole
 
 _thread = threading.local()
 
@@ -73,11 +74,13 @@ class Grid:
     @suggests_keywords
     def __init__(self, *, data: int | None = None, pipeline: int = 1, slices: int = 1):
         comm = current()
-        lengths = {"data": data, "pipeline": pipeline, "slices": slices}
+        given: dict[str, Any] = {"data": data, "pipeline": pipeline, "slices": slices}
+        # Python's own: ranks that were given NumPy's agree with them.
+        lengths = {axis: int(n) if is_whole(n, 1) else n for axis, n in given.items()}
         agreement.check(comm, "hvd.Grid", lengths, _problem(lengths, comm.size))
-        if data is None:
-            data = comm.size // (pipeline * slices)
-        self.shape = Axes(data, pipeline, slices)
+        if lengths["data"] is None:
+            lengths["data"] = comm.size // (lengths["pipeline"] * lengths["slices"])
+        self.shape = Axes(**lengths)
         self.place = place_of(comm.rank, self.shape)
         sets = [
             [ProcessSet(comm.ranks[i] for i in members) for members in groups(self.shape, axis)]
@@ -175,7 +178,7 @@ def _problem(lengths, size):
     rule = "must be integers of at least 1 whose product is the number of ranks"
     received = ", ".join(f"{axis}={length!r}" for axis, length in lengths.items())
     given = [length for axis, length in lengths.items() if not (axis == "data" and length is None)]
-    wrong = any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in given)
+    wrong = not all(is_whole(length, 1) for length in given)
     if not wrong:
         product = int(np.prod(given))
         wrong = size % product != 0 if lengths["data"] is None else product != size

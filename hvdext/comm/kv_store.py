@@ -10,12 +10,10 @@ from __future__ import annotations
 import http.client
 import os
 import secrets
-import socket
 import urllib.request
 from typing import TYPE_CHECKING
 
-import psutil
-
+from hvdext.common.addresses import own_addresses
 from hvdext.common.launcher import kv_store_address
 
 if TYPE_CHECKING:  # hvd.run uses the store without TensorFlow
@@ -90,10 +88,4 @@ def open_server() -> list[str]:
     from horovod.runner.http.http_server import KVStoreServer
 
     port = KVStoreServer(verbose=0).start_server()
-    hosts = [
-        address.address
-        for interface in psutil.net_if_addrs().values()
-        for address in interface
-        if address.family == socket.AF_INET
-    ]
-    return [f"{host}:{port}" for host in hosts]
+    return [f"{host}:{port}" for host in own_addresses()]

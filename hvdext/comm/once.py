@@ -8,17 +8,16 @@ from hvdext.comm.communicator import Communicator
 
 
 class Once:
-    """Remembers for which model, and among which ranks, something has been done; keeps neither alive."""
-
-    def __init__(self) -> None:
-        self._model: weakref.ref = weakref.ref(self)
-        self._ranks: weakref.ref = weakref.ref(self)  # known by their ledger
+    """Remembers for which model something has been done while the ranks stay joined; keeps none alive."""
 
     def is_done(self, model, comm: Communicator) -> bool:
         """True if it has been done for `model`, and the engine has not been restarted since."""
-        return self._model() is model and self._ranks() is comm.ledger
+        return self in _models(comm) and _models(comm)[self]() is model
 
     def note(self, model, comm: Communicator) -> None:
         """It has been done for `model`."""
-        self._model = weakref.ref(model)
-        self._ranks = weakref.ref(comm.ledger)
+        _models(comm)[self] = weakref.ref(model)
+
+
+def _models(comm) -> weakref.WeakKeyDictionary[Once, weakref.ref]:
+    return comm.ledger.notes.setdefault(Once, weakref.WeakKeyDictionary())

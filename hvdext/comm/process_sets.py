@@ -9,6 +9,7 @@ from typing import Any
 from hvdext.comm.build_info import mpi_built
 from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
+from hvdext.common.checks import is_whole
 
 
 class ProcessSet:
@@ -44,7 +45,7 @@ class ProcessSet:
                 "`ranks_or_comm` must be distinct, non-negative integers, at least one, or an mpi4py "
                 f"communicator. Received: ranks_or_comm={_printed(ranks_or_comm, members)}."
             )
-        self._ranks = tuple(sorted(members))
+        self._ranks = tuple(sorted(map(int, members)))
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -134,8 +135,7 @@ def registered_sets() -> dict[tuple[int, ...], int]:
 
 def are_ranks(members: list) -> bool:
     """True if `members` are distinct, non-negative integers."""
-    integers = all(isinstance(r, int) and not isinstance(r, bool) and r >= 0 for r in members)
-    return integers and len(set(members)) == len(members)
+    return all(is_whole(member, 0) for member in members) and len(set(members)) == len(members)
 
 
 def is_mpi_communicator(value: object) -> bool:

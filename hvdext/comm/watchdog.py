@@ -17,16 +17,18 @@ import atexit
 import faulthandler
 import json
 import os
-import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hvdext.comm.kv_store import KeyValueStore
 from hvdext.comm.ledger import Ledger
+from hvdext.common.log import logger
+from hvdext.common.wording import named_ranks
 
+_log = logger("watchdog")
 EXIT_CODE = 124  # as timeout(1)
 JOIN = "hvdext.join"  # the one collective that may wait for long, as long as the others get on
 _SECONDS_TO_END = 10.0  # for a process that was asked to
@@ -55,6 +57,8 @@ class Watchdog:
             cannot name the missing ranks.
         deadline: seconds that a collective may wait.
         elastic: whether the launcher goes on without a process that has ended.
+        clock: tells the time in seconds.
+        end: ends this process, saying why.
     """
 
     def __init__(
@@ -65,6 +69,8 @@ class Watchdog:
         deadline: float,
         *,
         elastic: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        end: Callable[[str], None] | None = None,
     ):
         self._rank = rank
         self._elastic = elastic
@@ -74,6 +80,9 @@ class Watchdog:
         self._ledger = ledger
         self._store = store
         self._deadline = deadline
+        self._clock = clock
+        self._end = end or end_process
+        self._waiting_since: dict[tuple[str, int], float] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="hvdext-watchdog", daemon=True)
 
@@ -91,23 +100,29 @@ class Watchdog:
             self._thread.join()
         atexit.unregister(self.stop)
 
+    def look(self) -> None:
+        """Posts this rank's progress, and does what is due where a collective has waited for too long.
+
+        The thread that `start` begins calls it every few seconds.
+        """
+        progress = self._ledger.progress()
+        self._post(progress)
+        if self._elastic:
+            self._heed()
+        now = self._clock()
+        waiting = [(n, started) for n, (started, finished) in progress.items() if started > finished]
+        self._waiting_since = {key: self._waiting_since.get(key, now) for key in waiting}
+        for (name, run), since in list(self._waiting_since.items()):
+            if now - since <= self._deadline:
+                continue
+            if name == JOIN and self._others_advance():
+                self._waiting_since[name, run] = now  # for ranks that still have batches
+            else:
+                self._overdue(name, run, now - since)
+
     def _watch(self):
-        waiting_since: dict[tuple[str, int], float] = {}
         while not self._stop.wait(self._interval):
-            progress = self._ledger.progress()
-            self._post(progress)
-            if self._elastic:
-                self._heed()
-            now = time.monotonic()
-            waiting = [(n, started) for n, (started, finished) in progress.items() if started > finished]
-            waiting_since = {key: waiting_since.get(key, now) for key in waiting}
-            for (name, run), since in list(waiting_since.items()):
-                if now - since <= self._deadline:
-                    continue
-                if name == JOIN and self._others_advance():
-                    waiting_since[name, run] = now  # for ranks that still have batches
-                else:
-                    self._overdue(name, run, now - since)
+            self.look()
 
     def _others_advance(self):
         """True if another rank has finished a collective since the last time this was asked."""
@@ -138,18 +153,17 @@ class Watchdog:
             text = verdict(self._rank, name, run, waited, notes, has_board)
         except Exception:  # whatever happens here, the wait has to end
             text = traceback.format_exc()
-        _end(text)
+        self._end(text)
 
     def _ask(self, store, ranks, name, run, waited):
         if (name, run) in self._asked:
             return
         self._asked.add((name, run))
         text = (
-            f"rank {self._rank} has waited {waited:.0f} s for {_ranks(ranks)} in collective '{name}', "
+            f"rank {self._rank} has waited {waited:.0f} s for {named_ranks(ranks)} in collective '{name}', "
             f"step {run}"
         )
-        sys.stderr.write(f"\nhvdext: {text}; asking {_ranks(ranks)} to end, so that the others go on.\n")
-        sys.stderr.flush()
+        _log.warning("%s; asking %s to end, so that the others go on.", text, named_ranks(ranks))
         for rank in ranks:
             store.post(_request_key(rank), text)
 
@@ -157,7 +171,7 @@ class Watchdog:
         """Ends this process if another rank has asked for it."""
         request = self._store.read(_request_key(self._rank)) if self._store is not None else None
         if request:
-            _end(f"\nhvdext: ending this process, rank {self._rank}: {request}.\n")
+            self._end(f"\nhvdext: ending this process, rank {self._rank}: {request}.\n")
 
     def _read(self, rank):
         text = self._store.read(str(rank)) if self._store is not None else None
@@ -219,11 +233,10 @@ def _starts(note: Note | None, name: str) -> int:
     return note.progress.get(name, (0, 0))[0] if note is not None else 0
 
 
-def _end(text: str) -> None:
+def end_process(text: str) -> None:
     """Writes `text` and all stacks, then ends the process."""
     try:
-        sys.stderr.write(text)
-        sys.stderr.flush()
+        os.write(2, text.encode())  # not through sys.stderr, whose lock a thread that hangs may hold
         faulthandler.dump_traceback(all_threads=True)
     finally:
         os._exit(EXIT_CODE)
@@ -231,7 +244,3 @@ def _end(text: str) -> None:
 
 def _request_key(rank: int) -> str:
     return f"end.{rank}"
-
-
-def _ranks(ranks: Sequence[int]) -> str:
-    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"

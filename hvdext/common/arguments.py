@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
+
+from hvdext.common.checks import nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
 _OTHERS = "_hvdext_other_names"
@@ -56,8 +57,8 @@ def also_called(**others: str) -> Callable[[F], F]:
 
 def unknown_keyword(function: str, received: str, keywords: Sequence[str]) -> str:
     """The message for a keyword that `function` does not have."""
-    nearest = difflib.get_close_matches(received, keywords, n=1)
-    hint = f"Did you mean `{nearest[0]}`?" if nearest else f"It has: {', '.join(keywords)}."
+    near = nearest(received, keywords)
+    hint = f"It has: {', '.join(keywords)}." if near is None else f"Did you mean `{near}`?"
     return f"`{function}` has no argument `{received}`. {hint}"
 
 

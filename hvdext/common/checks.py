@@ -56,11 +56,12 @@ def require_positive(name: str, value: Any) -> float:
     return require_number(name, value, lambda number: number > 0, "be a number above 0")
 
 
-def require_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Raises a `ValueError` unless `value` is one of `choices`."""
+def require_choice(name: str, value: Any, choices: Sequence[str | None]) -> None:
+    """Raises a `ValueError` unless `value` is one of `choices`; it suggests the nearest one."""
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"`{name}` must be one of {listed}. Received: {name}={value!r}.")
+        hint = did_you_mean(value, [choice for choice in choices if choice is not None])
+        raise ValueError(f"`{name}` must be one of {listed}. Received: {name}={value!r}.{hint}")
 
 
 def require_rank(rank: Any, size: Any) -> None:
@@ -71,7 +72,12 @@ def require_rank(rank: Any, size: Any) -> None:
         raise ValueError(f"`rank` must be below `size`. Received: rank={rank!r}, size={size!r}.")
 
 
+def nearest(word: Any, known: Iterable[str]) -> str | None:
+    """The one of `known` that `word` may be a slip of; None if none is near."""
+    return next(iter(difflib.get_close_matches(str(word), list(known), n=1)), None)
+
+
 def did_you_mean(word: Any, known: Iterable[str]) -> str:
     """The hint ending an error: " Did you mean (the nearest of `known`)?"; empty if none is near `word`."""
-    near = difflib.get_close_matches(str(word), list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    near = nearest(word, known)
+    return "" if near is None else f" Did you mean {near!r}?"

@@ -1,4 +1,8 @@
-"""SIGINT and SIGTERM ask the training to end instead of ending the process."""
+"""What a process does when it is asked to end by a signal: `GracefulStop` and `FinalMessage`.
+
+With `GracefulStop`, SIGINT and SIGTERM ask the training to end at its own time. With `FinalMessage`, SIGTERM
+ends the process as usual, after it has said how far its work has come.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupts:
+class GracefulStop:
     """While installed, the first signal only sets `requested`; a second one has its usual effect.
 
     Python lets the main thread alone handle signals: in another one, installing does nothing.
@@ -69,8 +73,8 @@ def _trainer(frame: FrameType | None) -> FrameType | None:
     return frame
 
 
-class LastWords:
-    """Context in which SIGTERM first makes this process say how far it has come; once.
+class FinalMessage:
+    """Context in which SIGTERM first makes this process say how far it has come, once; then it ends.
 
     A launcher ends all ranks within milliseconds after the first one has failed, often before Python has
     printed the error of that. Python lets the main thread alone handle signals: in another one, only `say`
@@ -85,7 +89,7 @@ class LastWords:
         self._has_spoken = False
         self._is_main = threading.current_thread() is threading.main_thread()
 
-    def __enter__(self) -> LastWords:
+    def __enter__(self) -> FinalMessage:
         if self._is_main:
             self._usual = signal.signal(signal.SIGTERM, self._handle)
         return self

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from hvdext.common.checks import nearest
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ def shown(value: object) -> str:
     return repr(value)
 
 
-def nearest(received: object, choices: Iterable[str]) -> str:
+def suggestion(received: object, choices: Iterable[str]) -> str:
     """A sentence that suggests one of `choices`, or lists them."""
     choices = list(choices)
-    same = [choice for choice in choices if choice.lower() == str(received).lower()]
-    found = same or difflib.get_close_matches(str(received), choices, n=1)
-    return f"Did you mean `{found[0]}`?" if found else f"There are: {', '.join(choices)}."
+    same = (choice for choice in choices if choice.lower() == str(received).lower())
+    found = next(same, None) or nearest(received, choices)
+    return f"There are: {', '.join(choices)}." if found is None else f"Did you mean `{found}`?"

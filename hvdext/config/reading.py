@@ -9,7 +9,7 @@ from typing import Any
 
 from hvdext.common.arguments import unknown_keyword
 from hvdext.config.call import Answer, Call, Parameter, Target, frozen
-from hvdext.config.position import Position, nearest, shown
+from hvdext.config.position import Position, shown, suggestion
 
 
 class Reader:
@@ -81,7 +81,7 @@ class Reader:
             )
         ((name, arguments),) = value.items()
         if name not in choices:
-            raise position.error(f"there is no {shown(name)}. {nearest(name, choices)}")
+            raise position.error(f"there is no {shown(name)}. {suggestion(name, choices)}")
         target = choices[name]
         arguments = {} if arguments is None else arguments
         if not isinstance(arguments, Mapping):
@@ -102,7 +102,7 @@ class Reader:
             raise position.error(f"there must be a mapping with the key `{tag}`. Received: {shown(value)}.")
         name = value[tag]
         if name not in targets:
-            raise position.key(tag).error(f"there is no {shown(name)}. {nearest(name, targets)}")
+            raise position.key(tag).error(f"there is no {shown(name)}. {suggestion(name, targets)}")
         return self.call(targets[name], value, position, also=(tag,))
 
     def argument(self, parameter: Parameter, value: Any, position: Position) -> Any:
@@ -128,7 +128,7 @@ def _read_member(kind, value, position):
     if value not in names:
         name = position.path.rpartition(".")[2]
         raise position.error(
-            f"`{name}` must be one of {listed(names)}. Received: {shown(value)}. {nearest(value, names)}"
+            f"`{name}` must be one of {listed(names)}. Received: {shown(value)}. {suggestion(value, names)}"
         )
     return kind(value)
 

@@ -14,10 +14,12 @@ from collections.abc import Iterable
 import keras
 import tensorflow as tf
 
+from hvdext.keras_tools.models import flat_layers
+
 
 def layers_of(model) -> list[keras.layers.BatchNormalization]:
     """All batch normalization layers of `model`, also within nested models."""
-    return [la for la in model._flatten_layers() if isinstance(la, keras.layers.BatchNormalization)]
+    return [la for la in flat_layers(model) if isinstance(la, keras.layers.BatchNormalization)]
 
 
 def first_inputs(data: Iterable, count: int) -> list:

@@ -14,9 +14,12 @@ import tensorflow as tf
 from hvdext.comm import agreement
 from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
-from hvdext.common.signals import Interrupts
+from hvdext.common.checks import require_whole
+from hvdext.common.signals import GracefulStop
+from hvdext.common.wording import named_ranks
 from hvdext.consensus import scoring
-from hvdext.consensus.unify import ConsensusReport, Plan, floats, unify
+from hvdext.consensus.options import ConsensusOptions
+from hvdext.consensus.unify import ConsensusReport, floats, unify
 from hvdext.gradients.apply_hook import hook_of
 from hvdext.keras_tools.sample_counter import SampleCounter
 from hvdext.sync.attachment import attached
@@ -90,7 +93,8 @@ class ConsensusAveraging(keras.callbacks.Callback):
             the ranks' settings differ; when it ends, if the models differ, or weights or scores are not
             finite.
         RuntimeError: before `hvd.init()`. When training ends, on every rank alike, if a rank cannot evaluate,
-            score or find its batches, or if the digests differ.
+            score or find its batches (a ValueError, TypeError or OSError where that is what it has met), or
+            if the digests differ.
     """
 
     @suggests_keywords
@@ -110,12 +114,9 @@ class ConsensusAveraging(keras.callbacks.Callback):
         verbose: int = 1,
     ):
         super().__init__()
-        _check_choices(take, weight_by, on_nonfinite)
-        _check_scoring(take, probe, score)
-        _check_batch_norm(reestimate_batch_norm)
-        _check_count("last_epochs", last_epochs)
-        _check_count("check_every", check_every)
-        self._plan = Plan(
+        last_epochs = require_whole("last_epochs", last_epochs, 1)
+        check_every = require_whole("check_every", check_every, 1)
+        self._options = ConsensusOptions(
             take=take,
             weight_by=weight_by,
             probe=probe,
@@ -128,7 +129,7 @@ class ConsensusAveraging(keras.callbacks.Callback):
         self._check_every = check_every
         self._verbose = verbose
         self._epochs: deque[list[np.ndarray]] = deque(maxlen=last_epochs)
-        self._interrupts = Interrupts(
+        self._stop = GracefulStop(
             f"training ends on all ranks when they check next, every {check_every} batches and after each "
             "epoch. A second signal ends this process at once."
         )
@@ -142,7 +143,7 @@ class ConsensusAveraging(keras.callbacks.Callback):
 
     def interrupt(self) -> None:
         """Asks all ranks to end the training when they check next, as the first signal does."""
-        self._interrupts.requested = True
+        self._stop.requested = True
 
     def unify(
         self,
@@ -167,13 +168,13 @@ class ConsensusAveraging(keras.callbacks.Callback):
     def set_model(self, model):
         self._let_go()  # where a fit has died, Keras has not said that it ended
         super().set_model(model)
-        if self._plan.weight_by == "samples":
+        if self._options.weight_by == "samples":
             self._counter = SampleCounter.of(model)
             self._counter.acquire()
 
     def on_train_begin(self, logs=None):
         comm = current()
-        facts = self._plan.facts() | {
+        facts = self._options.facts() | {
             "last_epochs": self._epochs.maxlen,
             "check_every": self._check_every,
             "asynchronous": bool(self._asynchronous()),
@@ -184,7 +185,7 @@ class ConsensusAveraging(keras.callbacks.Callback):
         self._wants_stop, self.interrupted, self.report = False, False, None
         self._samples_before = self._counter.total() if self._counter else 0
         self._is_training = True
-        self._interrupts.install()
+        self._stop.install()
 
     def on_epoch_begin(self, epoch, logs=None):
         self._checked = 0
@@ -235,7 +236,7 @@ class ConsensusAveraging(keras.callbacks.Callback):
     # -- stopping together -----------------------------------------------------------------------------
 
     def _note_wishes(self):
-        if self.model.stop_training or self._interrupts.requested:
+        if self.model.stop_training or self._stop.requested:
             self._wants_stop = True
 
     def _meet(self, has_ended=False) -> bool:
@@ -244,7 +245,7 @@ class ConsensusAveraging(keras.callbacks.Callback):
         One name for all meetings: ranks with different numbers of batches, or one that has left `fit` early,
         still find each other.
         """
-        mine = _STOP * self._wants_stop + _INTERRUPTED * self._interrupts.requested + _ENDED * has_ended
+        mine = _STOP * self._wants_stop + _INTERRUPTED * self._stop.requested + _ENDED * has_ended
         everyone = current().allgather(tf.constant([mine], tf.uint8), "hvdext.consensus.meeting").numpy()
         self._wants_stop = bool(np.any(everyone & _STOP))
         self.interrupted = self.interrupted or bool(np.any(everyone & _INTERRUPTED))
@@ -281,13 +282,13 @@ class ConsensusAveraging(keras.callbacks.Callback):
 
     def _unify(self, model, samples, optimizer, means):
         comm = current()
-        self.report = unify(comm, model, optimizer, self._plan, samples, means)
+        self.report = unify(comm, model, optimizer, self._options, samples, means)
         if self._verbose and comm.rank == 0:
             print(_line(self.report, self.interrupted), flush=True)  # a launcher may end the process soon
         return self.report
 
     def _let_go(self):
-        self._interrupts.uninstall()
+        self._stop.uninstall()
         if self._counter is not None:
             self._counter.release()
             self._counter = None
@@ -303,7 +304,7 @@ def _line(report: ConsensusReport, interrupted: bool) -> str:
         f"now all ranks are equal (SHA-256 {report.digest[:12]})",
     ]
     if report.skipped:
-        parts.insert(1, f"ranks {list(report.skipped)} left out, not finite")
+        parts.insert(1, f"{named_ranks(report.skipped)} left out, not finite")
     if report.metrics_before is not None and report.metrics_after is not None:
         for name in report.metrics_before[0]:
             before, after = (
@@ -312,52 +313,3 @@ def _line(report: ConsensusReport, interrupted: bool) -> str:
             )
             parts.append(f"{name} {before:.4g} (mean of the ranks) -> {after:.4g}")
     return f"{start}, {report.take}: " + "; ".join(parts)
-
-
-# -- arguments ----------------------------------------------------------------------------------------
-
-
-def _check_choices(take, weight_by, on_nonfinite):
-    if take not in ("mean", "best"):
-        raise ValueError(f"`take` must be 'mean' or 'best'. Received: take={take!r}.")
-    if weight_by not in (None, "samples"):
-        raise ValueError(f"`weight_by` must be None or 'samples'. Received: weight_by={weight_by!r}.")
-    if on_nonfinite not in ("raise", "skip_rank"):
-        raise ValueError(
-            f"`on_nonfinite` must be 'raise' or 'skip_rank'. Received: on_nonfinite={on_nonfinite!r}."
-        )
-
-
-def _check_scoring(take, probe, score):
-    given = [name for name, value in {"probe": probe, "score": score}.items() if value is not None]
-    if len(given) != (take == "best"):
-        raise ValueError(
-            "`probe` or `score` must be given with take='best', one of them, and neither otherwise. "
-            f"Received: take={take!r} with {' and '.join(given) or 'neither'}."
-        )
-    if score is not None and not callable(score):
-        raise TypeError(f"`score` must be a function of a model. Received: score={score!r}.")
-    if probe is not None and not (isinstance(probe, (tuple, list)) and 1 <= len(probe) <= 3):
-        raise ValueError(
-            "`probe` must be a batch: (inputs, targets) or (inputs, targets, sample weights). "
-            f"Received: {type(probe).__name__}."
-        )
-
-
-def _check_batch_norm(argument):
-    if argument is None:
-        return
-    is_pair = isinstance(argument, (tuple, list)) and len(argument) == 2
-    if not is_pair or isinstance(argument[0], np.ndarray):
-        raise ValueError(
-            "`reestimate_batch_norm` must be (data, number of batches), data a dataset, a PyDataset or a "
-            f"list of batches. Received: {argument!r}."
-        )
-    _check_count("reestimate_batch_norm", argument[1], "hold a number of batches that is ")
-
-
-def _check_count(argument, value, rule="be "):
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(
-            f"`{argument}` must {rule}a whole number, at least 1. Received: {argument}={value!r}."
-        )

@@ -7,11 +7,12 @@ variable), so that any process can work out any rank's candidate.
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from hvdext.common.checks import require_choice, require_number, require_whole
 
 DISTRIBUTIONS = ("normal", "uniform")
 
@@ -41,17 +42,13 @@ class Perturbation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (_is_number(self.fraction) and 0 < self.fraction <= 1):
-            raise ValueError(f"`fraction` must lie in (0, 1]. Received: fraction={self.fraction!r}.")
-        if not (_is_number(self.scale) and 0 < self.scale < math.inf):
-            raise ValueError(f"`scale` must be a number above 0. Received: scale={self.scale!r}.")
-        if self.distribution not in DISTRIBUTIONS:
-            raise ValueError(
-                f"`distribution` must be one of {DISTRIBUTIONS}. "
-                f"Received: distribution={self.distribution!r}."
-            )
-        if not is_whole(self.seed, at_least=0):
-            raise ValueError(f"`seed` must be a whole number from 0 on. Received: seed={self.seed!r}.")
+        fraction = require_number("fraction", self.fraction, lambda part: 0 < part <= 1, "lie in (0, 1]")
+        scale = require_number("scale", self.scale, lambda scale: 0 < scale < math.inf, "be a number above 0")
+        require_choice("distribution", self.distribution, DISTRIBUTIONS)
+        # Python's own numbers: ranks compare them by how they print.
+        object.__setattr__(self, "fraction", fraction)
+        object.__setattr__(self, "scale", scale)
+        object.__setattr__(self, "seed", require_whole("seed", self.seed, 0))
 
     def count(self, size: int) -> int:
         """How many elements of a tensor of `size` elements get noise."""
@@ -116,12 +113,3 @@ def quality(scores: Sequence[float]) -> list[float]:
     parts = [math.exp(lowest - score) if math.isfinite(score) else 0.0 for score in scores]
     total = math.fsum(parts)
     return [part / total for part in parts]
-
-
-def is_whole(value: object, at_least: int) -> bool:
-    """True for whole numbers, Python's or NumPy's, from `at_least` on; booleans are none."""
-    return not isinstance(value, bool) and isinstance(value, numbers.Integral) and int(value) >= at_least
-
-
-def _is_number(value):
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)

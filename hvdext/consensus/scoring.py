@@ -47,6 +47,7 @@ def gather(comm: Communicator, score: Callable[[], float], name: str) -> list[fl
         name: the collective's name, the same on every rank.
 
     Raises:
-        RuntimeError: on every rank alike, if `score()` raises or returns no number on any.
+        Exception: on every rank alike, as `comm.failures.on_all` does, if `score()` raises or returns no
+            number on any.
     """
     return on_all(comm, lambda: float(score()), "The model could not be scored", name)

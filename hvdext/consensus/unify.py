@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,42 +22,20 @@ import numpy as np
 import tensorflow as tf
 
 from hvdext.collectives.digest import check_equal, digest
+from hvdext.collectives.finite import failing_ranks, is_finite
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.failures import on_all
+from hvdext.common.log import warn
 from hvdext.consensus import batch_statistics, perturbation, scoring
+from hvdext.consensus.options import ConsensusOptions
+from hvdext.consensus.weighted_sum import weighted_sums
+from hvdext.gradients.buckets import buckets
 from hvdext.keras_tools.derived import settle
 from hvdext.keras_tools.optimizers import build
 from hvdext.keras_tools.selection import path_of
 
-_BUCKET = 4_000_000  # elements that travel together: 32 MB
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How to unify; `hvd.callbacks.ConsensusAveraging` says what each means."""
-
-    take: str = "mean"
-    weight_by: str | None = "samples"
-    probe: tuple | None = None
-    score: scoring.Score | None = None
-    reestimate_batch_norm: tuple[Iterable, int] | None = None
-    evaluate: Any = None
-    optimizer_state: bool = True
-    on_nonfinite: str = "raise"
-
-    def facts(self) -> dict[str, object]:
-        """What must be the same on all ranks."""
-        return {
-            "take": self.take,
-            "weight_by": self.weight_by,
-            "probe is given": self.probe is not None,
-            "score is given": self.score is not None,
-            "batches for batch normalization": self.reestimate_batch_norm and self.reestimate_batch_norm[1],
-            "evaluate is given": self.evaluate is not None,
-            "optimizer_state": self.optimizer_state,
-            "on_nonfinite": self.on_nonfinite,
-        }
+_BUCKET_BYTES = 32_000_000  # that travel together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +80,7 @@ def unify(
     comm: Communicator,
     model: keras.Model,
     optimizer: keras.optimizers.Optimizer | None,
-    plan: Plan,
+    options: ConsensusOptions,
     samples: int | None,
     means: Sequence[np.ndarray] | None = None,
 ) -> ConsensusReport:
@@ -113,45 +90,40 @@ def unify(
         comm: the ranks.
         model: built.
         optimizer: whose state to agree on too; None: of none.
-        plan: how.
+        options: how.
         samples: how many samples this rank has trained on; None: not known.
         means: what this rank brings instead of the values of `floats(model.weights)`.
 
     Raises:
         ValueError: on every rank alike, if the models differ or are not built, samples are needed and
-            missing, weights are not finite (and none remain, or `plan` says to raise), or no score is
+            missing, weights are not finite (and none remain, or `options` say to raise), or no score is
             finite.
-        RuntimeError: on every rank alike, if a rank cannot evaluate, score or find its batches, or if the
-            ranks differ afterwards.
+        RuntimeError: on every rank alike, if a rank cannot evaluate, score or find its batches (of the kind
+            that `comm.failures` says), or if the ranks differ afterwards.
     """
-    state = optimizer if plan.optimizer_state else None
+    state = optimizer if options.optimizer_state else None
     if state is not None and model.built:
         build(state, model.trainable_variables)
     weights = floats(model.weights)
     variables = _agreed(weights, state)
-    _check_alike(comm, plan, model, variables, samples)
-    before = _metrics(comm, model, plan, "before")
+    _require_alike(comm, options, model, variables, samples)
+    before = _metrics(comm, model, options, "before")
     if means is not None:
         _assign(weights, means)
     reports = comm.allgather_object(_report(variables, samples), "hvdext.consensus.report")
-    skipped = _left_out(comm, plan, [report["nonfinite"] for report in reports])
-    scores = _scores(comm, model, optimizer, plan)
+    skipped = _left_out(comm, options, [report["nonfinite"] for report in reports])
+    scores = _scores(comm, model, optimizer, options)
     everyones_samples = None if samples is None else [report["samples"] for report in reports]
-    shares = _shares(plan, comm.size, everyones_samples, scores, skipped)
-
-    if len({report["digest"] for report in reports}) > 1:
-        square = _take_mean(comm, floats(variables), shares[comm.rank], {id(v) for v in weights})
-        _take_exact(variables, [r["exact"] for r, share in zip(reports, shares, strict=True) if share > 0])
-    else:
-        square = 0.0
+    shares = _shares(options, comm.size, everyones_samples, scores, skipped)
+    square = _take_common(comm, variables, weights, shares, reports)
     settle(model)
     mine = math.nan if comm.rank in skipped else math.sqrt(square)
     distances = comm.allgather_object(mine, "hvdext.consensus.distance")
-    if plan.reestimate_batch_norm is not None:
-        _reestimate(comm, model, *plan.reestimate_batch_norm)
+    if options.reestimate_batch_norm is not None:
+        _reestimate(comm, model, *options.reestimate_batch_norm)
     common = check_equal(comm, variables, "hvdext.consensus.digest")
     return ConsensusReport(
-        take=plan.take,
+        take=options.take,
         samples=None if everyones_samples is None else tuple(everyones_samples),
         shares=tuple(shares),
         scores=None if scores is None else tuple(scores),
@@ -159,7 +131,7 @@ def unify(
         skipped=tuple(comm.ranks[place] for place in skipped),
         digest=common,
         metrics_before=before,
-        metrics_after=_metrics(comm, model, plan, "after"),
+        metrics_after=_metrics(comm, model, options, "after"),
     )
 
 
@@ -182,15 +154,15 @@ def _is_exact(variable) -> bool:
     return not tf.as_dtype(variable.dtype).is_floating or path_of(variable).endswith("dynamic_scale")
 
 
-def _check_alike(comm, plan, model, variables, samples):
+def _require_alike(comm, options, model, variables, samples):
     problem = None
     if not model.built:
         problem = f"The model must be built, or it has no weights. Received: the unbuilt {model.name!r}."
-    elif samples is None and plan.take == "mean" and plan.weight_by == "samples":
+    elif samples is None and options.take == "mean" and options.weight_by == "samples":
         problem = "`samples` must be given with weight_by='samples' outside of `model.fit`. Received: None."
     elif samples is not None and (samples != int(samples) or samples < 0):
         problem = f"`samples` must be a whole number, at least 0. Received: samples={samples!r}."
-    facts = plan.facts() | {"problem": problem, "samples are given": samples is not None}
+    facts = options.facts() | {"problem": problem, "samples are given": samples is not None}
     facts["number of variables"] = len(variables)
     # Without paths: a rank that has made another model before may number its layers differently.
     for i, v in enumerate(variables):
@@ -200,34 +172,32 @@ def _check_alike(comm, plan, model, variables, samples):
 
 def _report(variables, samples) -> dict:
     """What the others must know of this rank before anything is averaged."""
-    finite = (bool(tf.reduce_all(tf.math.is_finite(tf.convert_to_tensor(v)))) for v in floats(variables))
-    bad = [path_of(v) for v, is_finite in zip(floats(variables), finite, strict=True) if not is_finite]
     return {
         "samples": None if samples is None else int(samples),
-        "nonfinite": bad,
+        "nonfinite": [path_of(v) for v in variables if not is_finite(v)],
         "exact": [tf.convert_to_tensor(v).numpy() for v in variables if _is_exact(v)],
         "digest": digest(variables),
     }
 
 
-def _left_out(comm, plan, nonfinite) -> list[int]:
+def _left_out(comm, options, nonfinite) -> list[int]:
     """The places of the ranks whose weights must not spread."""
     places = [place for place, paths in enumerate(nonfinite) if paths]
     if not places:
         return []
-    views = "; ".join(f"rank {comm.ranks[p]} in {', '.join(nonfinite[p][:3])}" for p in places)
-    if plan.on_nonfinite == "raise":
+    views = "; ".join(failing_ranks(comm.ranks, nonfinite))
+    if options.on_nonfinite == "raise":
         raise ValueError(
             f"Weights are not finite: {views}. Nothing was averaged; on_nonfinite='skip_rank' leaves such "
             "ranks out and gives them the others' mean."
         )
     if len(places) == comm.size:
         raise ValueError(f"No rank's weights are finite: {views}. There is nothing to average.")
-    warnings.warn(f"Weights are not finite and left out: {views}.", stacklevel=2)
+    warn(f"Weights are not finite and left out: {views}.")
     return places
 
 
-def _shares(plan, size, samples, scores, skipped) -> list[float]:
+def _shares(options, size, samples, scores, skipped) -> list[float]:
     """Each rank's weight in the result."""
     remaining = [float(place not in skipped) for place in range(size)]
     if scores is not None:
@@ -236,7 +206,7 @@ def _shares(plan, size, samples, scores, skipped) -> list[float]:
             raise ValueError(f"No rank's score is finite: {scores}. There is no best one to take.")
         return [float(place == best) for place in range(size)]
     amounts = remaining
-    if plan.weight_by == "samples":
+    if options.weight_by == "samples":
         amounts = [n * r for n, r in zip(samples, remaining, strict=True)]
     if sum(amounts) == 0:  # nobody has trained: none counts more than another
         amounts = remaining
@@ -246,32 +216,29 @@ def _shares(plan, size, samples, scores, skipped) -> list[float]:
 # -- what is exchanged --------------------------------------------------------------------------------
 
 
+def _take_common(comm, variables, weights, shares, reports) -> float:
+    """Assigns what all ranks take; returns this rank's squared distance from it over `weights`."""
+    if len({report["digest"] for report in reports}) == 1:
+        return 0.0
+    square = _take_mean(comm, floats(variables), shares[comm.rank], {id(v) for v in weights})
+    _take_exact(variables, [r["exact"] for r, share in zip(reports, shares, strict=True) if share > 0])
+    return square
+
+
 def _take_mean(comm, variables, share, weights=frozenset(), name="mean") -> float:
     """Assigns the ranks' weighted mean; returns this rank's squared distance from it over `weights`."""
     square = 0.0
     averaged = [v for v in variables if not _is_exact(v)]
-    for number, bucket in enumerate(_buckets(averaged)):
-        mine = [tf.cast(tf.convert_to_tensor(v), tf.float64) for v in bucket]
-        # Not 0 * x, which is no zero where x is not finite.
-        sent = [v * share if share > 0 else tf.zeros_like(v) for v in mine]
-        totals = comm.allreduce(sent, f"hvdext.consensus.{name}.{number}")
-        for variable, value, total in zip(bucket, mine, totals, strict=True):
+    sizes = [tf.float64.size * math.prod(v.shape) for v in averaged]
+    for number, places in enumerate(buckets(sizes, [None] * len(sizes), _BUCKET_BYTES)):
+        mine = [tf.cast(tf.convert_to_tensor(averaged[place]), tf.float64) for place in places]
+        totals = weighted_sums(comm, mine, share, f"hvdext.consensus.{name}.{number}")
+        for place, value, total in zip(places, mine, totals, strict=True):
+            variable = averaged[place]
             if id(variable) in weights:
                 square += float(tf.reduce_sum(tf.math.squared_difference(value, total)))
             variable.assign(tf.cast(total, variable.dtype))
     return square
-
-
-def _buckets(variables) -> Iterator[list]:
-    bucket, elements = [], 0
-    for variable in variables:
-        bucket.append(variable)
-        elements += math.prod(variable.shape)
-        if elements >= _BUCKET:
-            yield bucket
-            bucket, elements = [], 0
-    if bucket:
-        yield bucket
 
 
 def _take_exact(variables, everyones):
@@ -295,24 +262,24 @@ def _everywhere(comm: Communicator, purpose: str, action: Callable[[], Any]) -> 
     return on_all(comm, action, f"ConsensusAveraging has failed ({purpose})", name)
 
 
-def _metrics(comm, model, plan, when):
-    if plan.evaluate is None:
+def _metrics(comm, model, options, when):
+    if options.evaluate is None:
         return None
 
     def evaluate():
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(plan.evaluate)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(options.evaluate)
         logs = model.evaluate(x, y, sample_weight=sample_weight, verbose=0, return_dict=True)
         return {name: float(value) for name, value in logs.items()}
 
     return tuple(_everywhere(comm, f"evaluate_{when}", evaluate))
 
 
-def _scores(comm, model, optimizer, plan) -> list[float] | None:
-    if plan.take != "best":
+def _scores(comm, model, optimizer, options) -> list[float] | None:
+    if options.take != "best":
         return None
-    score = plan.score
+    score = options.score
     if score is None:
-        score = scoring.loss_on(comm.broadcast_object(tuple(plan.probe), 0, "hvdext.consensus.probe"))
+        score = scoring.loss_on(comm.broadcast_object(tuple(options.probe), 0, "hvdext.consensus.probe"))
     # A user's `score` may train, or update statistics: neither is a part of what is agreed on.
     variables = [*model.variables, *(optimizer.variables if optimizer is not None else [])]
     kept = [(v, tf.identity(v)) for v in variables]
@@ -329,7 +296,7 @@ def _reestimate(comm, model, data, count):
     def estimate():
         batch_statistics.reestimate(model, inputs)
         for v in statistics:
-            if not bool(tf.reduce_all(tf.math.is_finite(tf.convert_to_tensor(v)))):
+            if not is_finite(v):
                 raise ValueError(f"The batches' statistics are not finite in {path_of(v)}.")
 
     inputs: list = []

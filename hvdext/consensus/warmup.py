@@ -10,16 +10,20 @@ import numpy as np
 import tensorflow as tf
 
 from hvdext.collectives.digest import check_equal
+from hvdext.collectives.finite import failing_ranks, is_finite
 from hvdext.collectives.variables import broadcast_variables
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import current
 from hvdext.comm.once import Once
 from hvdext.common.arguments import suggests_keywords
+from hvdext.common.checks import require_choice, require_whole
+from hvdext.common.wording import describe
 from hvdext.consensus import perturbation, scoring
+from hvdext.consensus.weighted_sum import weighted_sums
 from hvdext.keras_tools.derived import settle
 from hvdext.keras_tools.models import is_built, model_variables
-from hvdext.keras_tools.optimizers import build, innermost
+from hvdext.keras_tools.optimizers import build, with_members
 from hvdext.keras_tools.selection import Select, check_select, path_of, selected
 
 _NAME = "hvd.callbacks.WarmupPerturbation"
@@ -115,19 +119,15 @@ class WarmupPerturbation(keras.callbacks.Callback):
     ):
         super().__init__()
         self._noise = perturbation.Perturbation(fraction, scale, distribution, seed)
-        _check_unify(unify, weight_by, probe, score)
-        if not perturbation.is_whole(rounds, at_least=1):
-            raise ValueError(f"`rounds` must be a whole number, at least 1. Received: rounds={rounds!r}.")
-        if not perturbation.is_whole(root_rank, at_least=0):
-            raise ValueError(f"`root_rank` must be a rank, from 0 on. Received: root_rank={root_rank!r}.")
+        _require_unify(unify, weight_by, probe, score)
         check_select(select)
         self._unify = unify
         self._weight_by = weight_by
         self._probe = probe
         self._score = score
-        self._rounds = rounds
+        self._rounds = require_whole("rounds", rounds, 1)
         self._select = select
-        self._root_rank = root_rank
+        self._root_rank = require_whole("root_rank", root_rank, 0)
         self._every_fit = every_fit
         self._verbose = verbose
         self._once = Once()
@@ -163,7 +163,8 @@ class WarmupPerturbation(keras.callbacks.Callback):
         try:
             chosen = selected(self.model.trainable_variables, self._select)
         except Exception as error:  # a predicate is the user's own code: the others must hear of it
-            return [], str(error) if isinstance(error, ValueError) else f"`select` has failed: {error!r}"
+            failed = "" if isinstance(error, ValueError) else "`select` has failed: "
+            return [], f"{failed}{describe(error)}"
         return [place for place, is_chosen in enumerate(chosen) if is_chosen], None
 
     def _skips(self, comm) -> bool:
@@ -198,7 +199,7 @@ class WarmupPerturbation(keras.callbacks.Callback):
         optimizer = getattr(model, "optimizer", None)
         if optimizer is not None:
             build(optimizer, model.trainable_variables)
-        _check_finite(comm, [(path_of(v), _value(v)) for v in model.variables])
+        _require_finite(comm, [(path_of(v), _value(v)) for v in model.variables])
         shared = model_variables(model)
         broadcast_variables(shared, self._root_rank)
         settle(model)
@@ -206,7 +207,7 @@ class WarmupPerturbation(keras.callbacks.Callback):
         score = self._scorer(comm)
         variables = {place: model.trainable_variables[place] for place in places}
         weights = {place: _value(variable) for place, variable in variables.items()}
-        _check_spread(weights, variables, self._select)
+        _require_spread(weights, variables, self._select)
         start = [(variable, _value(variable)) for variable in shared]
         for turn in range(self._rounds):
             weights = self._round(comm, turn, weights, variables, score)
@@ -220,7 +221,7 @@ class WarmupPerturbation(keras.callbacks.Callback):
         mine = weights
         if comm.rank != self._root_rank:
             mine = self._noise.candidate(weights, turn=turn, rank=comm.rank)
-        _check_finite(comm, [(path_of(variables[place]), value) for place, value in mine.items()])
+        _require_finite(comm, [(path_of(variables[place]), value) for place, value in mine.items()])
         if score is not None:
             _assign(variables, mine)
             self.scores.append(scoring.gather(comm, score, "hvdext.warmup.score"))
@@ -287,9 +288,8 @@ def _mean(comm: Communicator, base: Weights, mine: Weights, share: float) -> Wei
         places = [place for place, value in base.items() if _wide(value) is dtype]
         if not places:
             continue
-        steps = [(mine[place].astype(dtype) - base[place].astype(dtype)) * dtype(share) for place in places]
-        name = f"hvdext.warmup.mean.{np.dtype(dtype).name}"
-        totals = comm.allreduce([tf.constant(step) for step in steps], name)
+        steps = [tf.constant(mine[place].astype(dtype) - base[place].astype(dtype)) for place in places]
+        totals = weighted_sums(comm, steps, share, f"hvdext.warmup.mean.{np.dtype(dtype).name}")
         for place, total in zip(places, totals, strict=True):
             unified[place] = (base[place].astype(dtype) + total.numpy()).astype(base[place].dtype)
     return unified
@@ -308,11 +308,9 @@ def _candidate_of(comm: Communicator, mine: Weights, chosen: int) -> Weights:
 # -- checks -------------------------------------------------------------------------------------------
 
 
-def _check_unify(unify, weight_by, probe, score):
-    if unify not in _UNIFY:
-        raise ValueError(f"`unify` must be one of {_UNIFY}. Received: unify={unify!r}.")
-    if weight_by not in (None, "score"):
-        raise ValueError(f"`weight_by` must be None or 'score'. Received: weight_by={weight_by!r}.")
+def _require_unify(unify, weight_by, probe, score):
+    require_choice("unify", unify, _UNIFY)
+    require_choice("weight_by", weight_by, (None, "score"))
     if weight_by is not None and unify != "average":
         raise ValueError(
             f"`weight_by` needs unify='average'. Received: weight_by={weight_by!r} with unify={unify!r}."
@@ -332,28 +330,20 @@ def _check_unify(unify, weight_by, probe, score):
         raise ValueError(f"`probe` (or `score`) must be given with {asked}. Received: probe=None.")
 
 
-def _check_finite(comm: Communicator, values: Sequence[tuple[str, np.ndarray]]) -> None:
+def _require_finite(comm: Communicator, values: Sequence[tuple[str, np.ndarray]]) -> None:
     """Refuses values that are not finite, on every rank alike.
 
     Args:
         comm: whose ranks; each of them must call it.
         values: this rank's, with their paths.
     """
-    bad = [path for path, value in values if not _is_finite(value)]
-    everyone = comm.allgather_object(bad, "hvdext.warmup.finite")
-    found = zip(comm.ranks, everyone, strict=True)
-    lines = [f"  rank {rank}: {', '.join(paths)}" for rank, paths in found if paths]
-    if lines:
-        raise ValueError("\n".join([f"{_NAME} needs finite weights. These are not:", *lines]))
+    bad = [path for path, value in values if not is_finite(value)]
+    failing = failing_ranks(comm.ranks, comm.allgather_object(bad, "hvdext.warmup.finite"))
+    if failing:
+        raise ValueError("\n  ".join([f"{_NAME} needs finite weights. These are not:", *failing]))
 
 
-def _is_finite(value):
-    # Asked of TensorFlow: NumPy knows of bfloat16 only what another package tells it.
-    tensor = tf.constant(value)
-    return not tensor.dtype.is_floating or bool(tf.reduce_all(tf.math.is_finite(tensor)))
-
-
-def _check_spread(weights: Weights, variables, select):
+def _require_spread(weights: Weights, variables, select):
     """Alike on every rank: all hold the root's weights."""
     if not any(perturbation.deviation(value) for value in weights.values()):
         paths = [path_of(variable) for variable in variables.values()]
@@ -379,5 +369,4 @@ def _updates(optimizer) -> int:
     """How many updates an optimizer has made, also one of several for different variables."""
     if optimizer is None:
         return 0
-    members = getattr(innermost(optimizer), "optimizers", [])
-    return max(int(one.iterations) for one in [optimizer, *members])
+    return max(int(one.iterations) for one in with_members(optimizer))

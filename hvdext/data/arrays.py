@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvdext.data.report import report_deal
-from hvdext.data.sampler import Deal, Share
+from hvdext.data.report import report_uneven
+from hvdext.data.sampler import Sampler, Share
 from hvdext.data.sharded_dataset import EpochCounter, ShardedDataset, passes
 
 
@@ -18,34 +18,34 @@ def shard_arrays(x: Any, y: Any, sample_weight: Any, batch_size: int | None, sha
     arrays, total = aligned_arrays(x, y, sample_weight)
     if batch_size is None:
         raise ValueError("`batch_size` must be given for arrays. Received: batch_size=None.")
-    deal = share.deal(total, batch_size, "samples")
-    report_deal(deal, share)
+    sampler = share.sampler(total, batch_size, "samples")
+    report_uneven(sampler, share)
     epochs = EpochCounter()
 
     def plan(epoch: int) -> np.ndarray:
-        return deal.of_rank(share.rank, share.order.positions(total, epoch))
+        return sampler.of_rank(share.rank, share.order.positions(total, epoch))
 
-    orders = passes(epochs, plan, (deal.count(share.rank),))
-    batches = gathered(orders.flat_map(lambda order: _cut(order, deal)), arrays)
-    batches = batches.apply(tf.data.experimental.assert_cardinality(deal.steps))
+    orders = passes(epochs, plan, (sampler.count(share.rank),))
+    batches = gathered(orders.flat_map(lambda order: _cut(order, sampler)), arrays)
+    batches = batches.apply(tf.data.experimental.assert_cardinality(sampler.steps))
     return ShardedDataset(
         batches.prefetch(tf.data.AUTOTUNE),
         epochs,
-        num_samples=deal.count(share.rank),
+        num_samples=sampler.count(share.rank),
         total_samples=total,
-        dropped=deal.dropped,
-        repeated=deal.repeated,
+        dropped=sampler.dropped,
+        repeated=sampler.repeated,
     )
 
 
-def _cut(order: tf.Tensor, deal: Deal) -> tf.data.Dataset:
+def _cut(order: tf.Tensor, sampler: Sampler) -> tf.data.Dataset:
     """Cuts one rank's order, int64 of shape (count,), into the batches of an epoch."""
     slices = tf.data.Dataset.from_tensor_slices
-    if deal.uneven != "keep":
-        return slices(tf.reshape(order, (deal.steps, deal.batch_size)))
-    full = deal.steps - 1
-    order, last = order[: full * deal.batch_size], order[full * deal.batch_size :]
-    batches = slices(tf.reshape(order, (full, deal.batch_size)))
+    if sampler.uneven != "keep":
+        return slices(tf.reshape(order, (sampler.steps, sampler.batch_size)))
+    full = sampler.steps - 1
+    order, last = order[: full * sampler.batch_size], order[full * sampler.batch_size :]
+    batches = slices(tf.reshape(order, (full, sampler.batch_size)))
     return batches.concatenate(tf.data.Dataset.from_tensors(last))
 
 

@@ -15,12 +15,14 @@ import tensorflow as tf
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import current
+from hvdext.comm.failures import on_all, on_root
 from hvdext.comm.grid import active_grid
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.background import Background
 from hvdext.common.checks import require_positive, require_whole
 from hvdext.data.arrays import aligned_arrays, gathered
 from hvdext.data.sampler import Order
+from hvdext.keras_tools.data import DatasetAround
 
 _NAME = "hvdext.data.by_load"
 _ENDLESS = 2**62
@@ -80,7 +82,8 @@ def shared_by_load(
     Raises:
         ValueError: if an argument breaks its rule. On every rank alike: if the ranks' data or settings
             differ.
-        RuntimeError: before `hvd.init()`. On every rank alike: if rank 0 cannot start its servers.
+        RuntimeError: before `hvd.init()`. On every rank alike, or an error of a more fitting class (`OSError`
+            or `TimeoutError`): if rank 0 cannot start its servers, or a rank gets nothing from them.
     """
     comm = current()
     facts = {
@@ -115,7 +118,7 @@ def _require_data_parallel(grid):
         )
 
 
-class SharedByLoad(tf.data.Dataset):
+class SharedByLoad(DatasetAround):
     """What `shared_by_load` returns: each pass over it is what this rank gets of one epoch.
 
     A `tf.data.Dataset`, for `fit` as well as for loops of your own. All ranks begin equally many passes, one
@@ -155,8 +158,7 @@ class SharedByLoad(tf.data.Dataset):
         options.experimental_optimization.inject_prefetch = False
         spec = tf.TensorSpec([None], tf.int64)
         positions = tf.data.Dataset.from_generator(self._one_pass, output_signature=spec)
-        self._dataset = gathered(positions, arrays).with_options(options)
-        super().__init__(self._dataset._variant_tensor)
+        super().__init__(gathered(positions, arrays).with_options(options))
 
     def __enter__(self) -> SharedByLoad:
         return self
@@ -173,17 +175,9 @@ class SharedByLoad(tf.data.Dataset):
         """Seconds that this rank has waited for batches."""
         return self._numbers.waited
 
-    @property
-    def element_spec(self) -> Any:
-        """Type specification of one batch."""
-        return self._dataset.element_spec
-
     def cardinality(self) -> tf.Tensor:
         """Batches in an epoch over all ranks, int64: the most that this rank can get."""
         return tf.constant(self.steps_per_epoch, tf.int64)
-
-    def _inputs(self) -> list[tf.data.Dataset]:
-        return [self._dataset]
 
     def _one_pass(self) -> Iterator[np.ndarray]:
         """The samples' positions, batch by batch, until a batch belongs to a later epoch."""
@@ -235,17 +229,10 @@ class _Ahead:
         """Waits until every rank holds its first number, so that none finds the first epoch empty.
 
         Raises:
+            TimeoutError: on every rank alike, if a number does not come in time.
             RuntimeError: on every rank alike, if a rank gets none.
         """
-        problem = None
-        try:
-            self.peek()
-        except (TimeoutError, tf.errors.OpError) as error:
-            problem = str(error)
-        problems = comm.allgather_object(problem, f"{_NAME}.begin")
-        found = [f"rank {rank}: {text}" for rank, text in zip(comm.ranks, problems, strict=True) if text]
-        if found:
-            raise RuntimeError("Not every rank gets data from rank 0's servers.\n  " + "\n  ".join(found))
+        on_all(comm, self.peek, "Not every rank gets data from rank 0's servers", f"{_NAME}.begin")
 
     def peek(self) -> int:
         """The number that `take` will return.
@@ -319,17 +306,15 @@ def _source(comm: Communicator, start: int, host: str | None) -> _Source:
     hosts = comm.allgather_object(socket.gethostname(), f"{_NAME}.hosts")
     if host is None:
         host = "localhost" if len(set(hosts)) == 1 else hosts[0]
-    servers: list = []
-    told: tuple = (None, None, None)
-    if comm.rank == 0:
-        try:
-            servers, service, dataset_id = _started(host, start)
-            told = (service, dataset_id, None)
-        except Exception as error:  # whatever it is, the others must not wait for an address
-            told = (None, None, f"{type(error).__name__}: {error}")
-    service, dataset_id, problem = comm.broadcast_object(told, 0, f"{_NAME}.address")
-    if problem is not None:
-        raise RuntimeError(f"Rank 0 could not start the servers of the tf.data service. {problem}")
+    servers: list = []  # rank 0's, who keeps them running
+
+    def start_servers():
+        started, service, dataset_id = _started(host, start)
+        servers.extend(started)
+        return service, dataset_id
+
+    what = "Rank 0 could not start the servers of the tf.data service"
+    service, dataset_id = on_root(comm, start_servers, 0, what, f"{_NAME}.address")
     numbers = tf.data.experimental.service.from_dataset_id(
         processing_mode=tf.data.experimental.service.ShardingPolicy.DYNAMIC,
         service=service,

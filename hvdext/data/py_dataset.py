@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from hvdext.common.checks import require_whole
-from hvdext.data.report import report_deal
+from hvdext.data.report import report_uneven
 from hvdext.data.sampler import Share
 
 
@@ -62,13 +62,13 @@ class ShardedPyDataset(_Forwarding):
 
     def __init__(self, source: keras.utils.PyDataset, share: Share):
         super().__init__(source)
-        deal = share.deal(source.num_batches, 1, "batches")
-        report_deal(deal, share)
-        self.total_batches = deal.total
-        self.dropped = deal.dropped
-        self.repeated = deal.repeated
+        sampler = share.sampler(source.num_batches, 1, "batches")
+        report_uneven(sampler, share)
+        self.total_batches = sampler.total
+        self.dropped = sampler.dropped
+        self.repeated = sampler.repeated
         self._share = share
-        self._deal = deal
+        self._sampler = sampler
         self._in_epoch = False
         self.set_epoch(0)
 
@@ -88,11 +88,11 @@ class ShardedPyDataset(_Forwarding):
         """
         require_whole("epoch", epoch, 0)
         self._epoch = epoch
-        order = self._share.order.positions(self._deal.total, epoch)
-        self._batches: np.ndarray = self._deal.of_rank(self._share.rank, order)
+        order = self._share.order.positions(self._sampler.total, epoch)
+        self._batches: np.ndarray = self._sampler.of_rank(self._share.rank, order)
 
     def __len__(self) -> int:
-        return self._deal.steps
+        return self._sampler.steps
 
     def __getitem__(self, index: int):
         """Batch `index` of this rank's epoch, as the source returns it."""

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import logging
+from hvdext.common.log import logger
+from hvdext.data.sampler import Sampler, Share
 
-from hvdext.data.sampler import Deal, Share
-
-_logger = logging.getLogger("hvdext.data")
+_logger = logger("data")
 
 
-def report_deal(deal: Deal, share: Share) -> None:
-    """Logs a warning on rank 0 if `deal` drops or repeats anything."""
-    if share.rank != 0 or not (deal.dropped or deal.repeated):
+def report_uneven(sampler: Sampler, share: Share) -> None:
+    """Logs a warning on rank 0 if `sampler` drops or repeats anything."""
+    if share.rank != 0 or not (sampler.dropped or sampler.repeated):
         return
-    count, fate = (deal.dropped, "left out of") if deal.dropped else (deal.repeated, "taken twice in")
+    count = sampler.dropped or sampler.repeated
+    fate = "left out of" if sampler.dropped else "taken twice in"
     _logger.warning(
         "%d of %d %s are %s every epoch (%s), so that %d ranks take %d steps each "
         "(uneven=%r, batch_size=%d).",
         count,
-        deal.total,
-        deal.unit,
+        sampler.total,
+        sampler.unit,
         fate,
         "the same ones each time" if share.order.seed is None else "others each time",
-        deal.size,
-        deal.steps,
-        deal.uneven,
-        deal.batch_size,
+        sampler.size,
+        sampler.steps,
+        sampler.uneven,
+        sampler.batch_size,
     )
 
 

@@ -69,13 +69,13 @@ class Share:
         require_choice("mode", self.mode, MODES)
         require_choice("uneven", self.uneven, UNEVEN)
 
-    def deal(self, total: int, batch_size: int, unit: str) -> Deal:
+    def sampler(self, total: int, batch_size: int, unit: str) -> Sampler:
         """Deals the `total` units ("samples", "elements" or "batches") in the argument `x`."""
-        return Deal(total, batch_size, self.size, self.mode, self.uneven, unit, "x")
+        return Sampler(total, batch_size, self.size, self.mode, self.uneven, unit, "x")
 
 
 @dataclass(frozen=True)
-class Deal:
+class Sampler:
     """One epoch of `total` units, dealt to `size` ranks in equally many steps.
 
     Attributes:
@@ -202,7 +202,7 @@ def steps_per_epoch(num_samples: int, batch_size: int, size: int, uneven: str = 
         ValueError: if an argument is out of its range or leaves a rank without a batch.
     """
     require_whole("num_samples", num_samples, 0)
-    return Deal(num_samples, batch_size, size, uneven=uneven).steps
+    return Sampler(num_samples, batch_size, size, uneven=uneven).steps
 
 
 def last_batch_sizes(num_samples: int, batch_size: int, size: int, uneven: str = "keep") -> tuple[int, ...]:
@@ -220,8 +220,8 @@ def last_batch_sizes(num_samples: int, batch_size: int, size: int, uneven: str =
         ValueError: if an argument is out of its range or leaves a rank without a batch.
     """
     require_whole("num_samples", num_samples, 0)
-    deal = Deal(num_samples, batch_size, size, uneven=uneven)
-    return tuple(deal.last_batch_size(rank) for rank in range(size))
+    sampler = Sampler(num_samples, batch_size, size, uneven=uneven)
+    return tuple(sampler.last_batch_size(rank) for rank in range(size))
 
 
 def _block(total: int, rank: int, size: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from hvdext.common.checks import require_whole
+from hvdext.keras_tools.data import DatasetAround
 
 
 class EpochCounter:
@@ -27,7 +28,7 @@ class EpochCounter:
         return epoch
 
 
-class ShardedDataset(tf.data.Dataset):
+class ShardedDataset(DatasetAround):
     """One rank's part of a data set, made by `hvdext.data.shard`.
 
     A `tf.data.Dataset` like any other, for `fit` as well as for loops of your own. Each pass over
@@ -52,13 +53,12 @@ class ShardedDataset(tf.data.Dataset):
         dropped: int | None,
         repeated: int | None,
     ):
-        self._dataset = dataset
         self._epochs = epochs
         self.num_samples = num_samples
         self.total_samples = total_samples
         self.dropped = dropped
         self.repeated = repeated
-        super().__init__(dataset._variant_tensor)
+        super().__init__(dataset)
 
     @property
     def epoch(self) -> int:
@@ -78,14 +78,6 @@ class ShardedDataset(tf.data.Dataset):
         """
         require_whole("epoch", epoch, 0)
         self._epochs.next = epoch
-
-    @property
-    def element_spec(self) -> Any:
-        """Type specification of one batch."""
-        return self._dataset.element_spec
-
-    def _inputs(self) -> list[tf.data.Dataset]:
-        return [self._dataset]
 
 
 def passes(epochs: EpochCounter, plan: Callable[[int], Any], shape: tuple[int, ...]) -> tf.data.Dataset:

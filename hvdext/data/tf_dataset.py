@@ -8,8 +8,8 @@ from typing import Any
 import tensorflow as tf
 
 from hvdext.common.checks import require_whole
-from hvdext.data.report import report_deal, report_uncounted
-from hvdext.data.sampler import Deal, Share
+from hvdext.data.report import report_uncounted, report_uneven
+from hvdext.data.sampler import Sampler, Share
 from hvdext.data.sharded_dataset import EpochCounter, ShardedDataset, passes
 
 DEFAULT_SHUFFLE_BUFFER = 10_000  # elements
@@ -56,34 +56,34 @@ def _shard_counted(shuffled: _Shuffle, total: int, batch_size: int | None, share
             "`batch_size` must be given with uneven='keep', which makes a smaller last batch. "
             "Received: batch_size=None."
         )
-    deal = share.deal(total, batch_size or 1, "elements")
-    report_deal(deal, share)
+    sampler = share.sampler(total, batch_size or 1, "elements")
+    report_uneven(sampler, share)
 
     def one_pass(seed: tf.Tensor) -> tf.data.Dataset:
-        dealt = _dealt(shuffled(seed), deal, share.rank)
-        if deal.uneven != "keep":
+        dealt = _dealt(shuffled(seed), sampler, share.rank)
+        if sampler.uneven != "keep":
             return _batched(dealt, batch_size)
-        sizes = [deal.batch_size] * (deal.steps - 1) + [deal.last_batch_size(share.rank)]
-        return dealt.batch(deal.batch_size).rebatch(sizes)
+        sizes = [sampler.batch_size] * (sampler.steps - 1) + [sampler.last_batch_size(share.rank)]
+        return dealt.batch(sampler.batch_size).rebatch(sizes)
 
     return _assembled(
         shuffled.dataset,
         one_pass,
         share,
-        cardinality=deal.steps,
-        num_samples=deal.count(share.rank),
+        cardinality=sampler.steps,
+        num_samples=sampler.count(share.rank),
         total_samples=total,
-        dropped=deal.dropped,
-        repeated=deal.repeated,
+        dropped=sampler.dropped,
+        repeated=sampler.repeated,
     )
 
 
-def _dealt(dataset: tf.data.Dataset, deal: Deal, rank: int) -> tf.data.Dataset:
+def _dealt(dataset: tf.data.Dataset, sampler: Sampler, rank: int) -> tf.data.Dataset:
     """The elements of `rank` out of one pass over all of them."""
-    used = dataset.repeat() if deal.repeated else dataset
-    if deal.mode == "scatter":
-        return used.take(deal.used).shard(deal.size, rank)
-    return used.skip(deal.start(rank)).take(deal.count(rank))
+    used = dataset.repeat() if sampler.repeated else dataset
+    if sampler.mode == "scatter":
+        return used.take(sampler.used).shard(sampler.size, rank)
+    return used.skip(sampler.start(rank)).take(sampler.count(rank))
 
 
 def _shard_endless(shuffled: _Shuffle, batch_size: int | None, share: Share) -> ShardedDataset:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 
 from hvdext.common.arguments import suggests_keywords
+from hvdext.common.checks import require_whole
 from hvdext.gradients.apply_hook import hook_of
 
 
@@ -12,7 +13,7 @@ class _Tracker(keras.callbacks.Callback):
     """Writes the progress of `fit` into a state, at the latest when that state is about to be committed.
 
     Callbacks run in the order in which they are listed. A commit that came first would keep the weights of
-    one batch with the number of the batch before it; so it asks the trackers of its `fit` first.
+    one batch with the number of the batch before it; so it asks the state's trackers of its `fit` first.
     """
 
     def __init__(self, state):
@@ -20,8 +21,7 @@ class _Tracker(keras.callbacks.Callback):
         self.state = state
 
     def on_train_begin(self, logs=None):
-        trackers = vars(self.state).setdefault("_trackers", {})
-        trackers[type(self)] = self
+        _trackers_of(self.state)[type(self)] = self
 
     def batch_done(self, batch):
         """Takes note of a finished batch; calling it again changes nothing."""
@@ -55,15 +55,9 @@ class CommitStateCallback(keras.callbacks.Callback):
     @suggests_keywords
     def __init__(self, state, batches_per_commit: int = 1):
         super().__init__()
-        is_number = isinstance(batches_per_commit, int) and not isinstance(batches_per_commit, bool)
-        if not is_number or batches_per_commit < 1:
-            raise ValueError(
-                "`batches_per_commit` must be an integer of at least 1. "
-                f"Received: batches_per_commit={batches_per_commit!r}."
-            )
         self.state = state
-        self.batches_per_commit = batches_per_commit
-        self.batches_remaining = batches_per_commit
+        self.batches_per_commit = require_whole("batches_per_commit", batches_per_commit, 1)
+        self.batches_remaining = self.batches_per_commit
         self._seen = 0  # batches of this epoch
 
     def on_train_begin(self, logs=None):
@@ -97,7 +91,7 @@ class CommitStateCallback(keras.callbacks.Callback):
 
     def _trackers(self):
         """Those of this `fit`, whose callbacks all share one dict of parameters."""
-        trackers = vars(self.state).get("_trackers", {}).values()
+        trackers = _trackers_of(self.state).values()
         return [tracker for tracker in trackers if tracker.params is self.params]
 
 
@@ -182,6 +176,12 @@ class UpdateEpochStateCallback(_Tracker):
 
     def epoch_done(self, epoch):
         self.state.epoch = self.initial_epoch + epoch - (self._first or 0) + 1
+
+
+def _trackers_of(state) -> dict:
+    if not hasattr(state, "trackers"):  # one of Horovod's own kinds
+        state.trackers = {}
+    return state.trackers
 
 
 def _require(state, name):

@@ -15,7 +15,7 @@ from hvdext.comm.current import current
 from hvdext.elastic.failure import recoverable
 from hvdext.gradients.apply_hook import hooks_of
 from hvdext.keras_tools.derived import settle
-from hvdext.keras_tools.models import is_built
+from hvdext.keras_tools.models import is_built, model_variables, retrace
 from hvdext.keras_tools.optimizers import build
 from hvdext.keras_tools.selection import path_of
 
@@ -29,11 +29,16 @@ class State:
         **kwargs: the values, which become attributes of the state. They must be such that `pickle` and
             `copy.deepcopy` take them. Later changes, also inside a list or dict, count from the next commit.
 
+    Attributes:
+        trackers: the callbacks that write the progress of the latest `fit` into this state, by their classes;
+            who commits asks them first.
+
     Raises:
         ValueError: if a name is one that the state needs for itself.
     """
 
     def __init__(self, **kwargs: Any):
+        self.trackers: dict[type, keras.callbacks.Callback] = {}
         taken = [name for name in kwargs if hasattr(self, name)]
         if taken:
             raise ValueError(
@@ -241,16 +246,13 @@ class TensorFlowKerasState(_VariableState):
         settle(self.model)
 
     def reset(self) -> None:
-        """Drops the model's compiled steps, which hold the old number of ranks."""
+        """Makes the model's compiled steps anew, which hold the old number of ranks."""
         for hook in hooks_of(self.optimizer):
             hook.restart()
-        self.model.train_function = None
-        self.model.test_function = None
-        self.model.predict_function = None
+        retrace(self.model)
 
     def _shared(self):
-        variables = [*self.model.weights, *self.optimizer.variables]
-        return list({id(variable): variable for variable in variables}.values())
+        return model_variables(self.model, self.optimizer)
 
     def _private(self):
         return [v for v in self.model.variables if path_of(v).endswith("seed_generator_state")]

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from hvdext.common.wording import describe
+
 _MARK = "hvdext-inspection "
 _DEADLINE = 120  # seconds; a cold disk may take half a minute to import TensorFlow
 _TAIL_LINES = 5
@@ -69,7 +71,7 @@ def _attempt(look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return look()
     except Exception as error:  # whatever a broken package raises is the answer
-        return {"error": f"{type(error).__name__}: {error}"}
+        return {"error": describe(error)}
 
 
 def _main() -> None:

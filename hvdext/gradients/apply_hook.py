@@ -20,28 +20,38 @@ from hvdext.gradients.exchange import GradientExchange
 from hvdext.gradients.keras_apply import put_before
 from hvdext.gradients.tensors import all_finite, is_overwritten, poisoned, times, values_of
 from hvdext.gradients.uneven import RollCall, empty_gradients, kinds_of
-from hvdext.keras_tools.optimizers import build, configuration, innermost, loss_scale
+from hvdext.keras_tools.autograph import without_autograph
+from hvdext.keras_tools.optimizers import (
+    before_clipping,
+    build,
+    configuration,
+    innermost,
+    iterations_of,
+    loss_scale,
+    members_of,
+    trained_by,
+    with_members,
+)
 from hvdext.keras_tools.selection import described, path_of
 from hvdext.keras_tools.xla import refuse_xla
 
-HOOK = "_hvdext_hook"
+_HOOK = "_hvdext_hook"
 
 
 def hook_of(optimizer) -> ApplyHook | None:
     """The hook that `DistributedOptimizer` put into `optimizer`, None for a plain optimizer."""
-    return getattr(innermost(optimizer), HOOK, None)
+    return getattr(innermost(optimizer), _HOOK, None)
 
 
 def exchanges(optimizer) -> bool:
     """True if `optimizer`, or each member of a `MultiOptimizer`, combines its gradients over the ranks."""
-    members = getattr(innermost(optimizer), "optimizers", [])
+    members = members_of(optimizer)
     return hook_of(optimizer) is not None or (bool(members) and all(map(hook_of, members)))
 
 
 def hooks_of(optimizer) -> list[ApplyHook]:
     """The hooks in `optimizer` and, where it is a `MultiOptimizer`, in its members."""
-    target = innermost(optimizer)
-    hooks = map(hook_of, [target, *getattr(target, "optimizers", [])])
+    hooks = map(hook_of, with_members(optimizer))
     return [hook for hook in hooks if hook is not None]
 
 
@@ -55,8 +65,8 @@ class ApplyHook:
         accumulator: Accumulator | None,
     ):
         self.optimizer = optimizer
-        self._exchange = exchange
-        self._accumulator = accumulator
+        self.exchange = exchange
+        self.accumulator = accumulator
         self._plain_apply = optimizer.apply
         self._ready_for: Callable[[], Ledger | None] = lambda: None  # the job whose ranks have agreed
         self._ready_ranks: tuple[int, ...] = ()  # which of them have
@@ -66,12 +76,24 @@ class ApplyHook:
         self.is_combined = False  # True while Keras' own apply works on combined gradients
         put_before(LossScaleOptimizer, "exchange", _before_loss_scale)
         if optimizer.gradient_accumulation_steps:
-            self._plain_clip = optimizer._clip_gradients
-            optimizer._clip_gradients = self._combine_and_clip
+            before_clipping(optimizer, self._combine_accumulated)
 
-    @tf.autograph.experimental.do_not_convert
+    def put_into(self, outer) -> None:
+        """Stands in front of the optimizer's `apply` from now on.
+
+        The methods are put on the object: around it, another class would be saved with the model.
+
+        Args:
+            outer: the optimizer, or the `LossScaleOptimizer` around it.
+        """
+        setattr(self.optimizer, _HOOK, self)
+        self.optimizer.apply = self.apply
+        self.optimizer.register_local_var = self.exchange.register_local_var
+        outer.register_local_var = self.exchange.register_local_var
+
+    @without_autograph
     def apply(self, gradients, trainable_variables=None) -> None:
-        """The optimizer's `apply` from now on."""
+        """What the optimizer does instead of its own `apply`."""
         if self.is_combined:
             self._plain_apply(gradients, trainable_variables)
         else:
@@ -102,14 +124,14 @@ class ApplyHook:
             return
         scale = loss_scale(outer)
         gradients = times(gradients, 1 / scale)
-        if self._accumulator is None:
+        if self.accumulator is None:
             self._update(outer, gradients, variables, scale)
             return
         # The condition counts steps, so all ranks enter the exchange together.
-        full = self._accumulator.add(gradients, variables, [is_overwritten(v) for v in variables])
+        full = self.accumulator.add(gradients, variables, [is_overwritten(v) for v in variables])
         tf.cond(
             full,
-            lambda: self._update(outer, self._accumulator.take(), variables, scale),
+            lambda: self._update(outer, self.accumulator.take(), variables, scale),
             lambda: tf.constant(False),
         )
 
@@ -121,7 +143,7 @@ class ApplyHook:
         return tf.constant(True)
 
     def _combined(self, outer, gradients, variables, contributors):
-        combined = self._exchange.combine(gradients, variables, contributors)
+        combined = self.exchange.combine(gradients, variables, contributors)
         if isinstance(outer, LossScaleOptimizer):
             combined = self._spread_overflow(gradients, combined, variables)
         return combined
@@ -151,7 +173,7 @@ class ApplyHook:
         self._roll_call = None
         self._follow_traced = None
         if expected:
-            self._roll_call = RollCall(self._exchange.name, self._exchange.comm, self.optimizer)
+            self._roll_call = RollCall(self.exchange.name, self.exchange.comm, self.optimizer)
 
     def restart(self) -> None:
         """Forgets what held among the ranks so far, since others take part from now on.
@@ -166,8 +188,8 @@ class ApplyHook:
 
     def drop_micro_batches(self) -> None:
         """Begins a cycle of micro-batches anew."""
-        if self._accumulator is not None:
-            self._accumulator.clear()
+        if self.accumulator is not None:
+            self.accumulator.clear()
 
     def join(self, outer, variables) -> None:
         """Takes part in the other ranks' updates, without a gradient, until no rank has one left.
@@ -179,7 +201,7 @@ class ApplyHook:
             outer: the optimizer, or the `LossScaleOptimizer` around it.
             variables: its trainable variables.
         """
-        if self._exchange.comm().size == 1:
+        if self.exchange.comm().size == 1:
             return
         self._prepare_once(outer, None, variables)
         if self._kinds is None:  # no rank has had a batch yet
@@ -202,7 +224,7 @@ class ApplyHook:
             gradients = empty_gradients(kinds, variables)
             scale = loss_scale(outer)
             combined = self._combined(outer, gradients, variables, contributors)
-            shared = self._exchange.is_shared(variables)  # what is local waits for this rank's next batch
+            shared = self.exchange.is_shared(variables)  # what is local waits for this rank's next batch
             pairs = [
                 (g, v) for g, v, s in zip(combined, variables, shared, strict=True) if s and g is not None
             ]
@@ -217,12 +239,12 @@ class ApplyHook:
 
         Combined gradients carry an infinity or NaN to every rank by themselves.
         """
-        comm = self._exchange.comm()
-        shared = self._exchange.is_shared(variables)
+        comm = self.exchange.comm()
+        shared = self.exchange.is_shared(variables)
         local = [g for g, s in zip(gradients, shared, strict=True) if g is not None and not s]
         if comm.size == 1 or not local:
             return combined
-        name = f"hvdext.grad.{self._exchange.name}.finite"
+        name = f"hvdext.grad.{self.exchange.name}.finite"
         (ranks,) = comm.allreduce([tf.cast(all_finite(local), tf.float32)], name)
         return poisoned(combined, unless=ranks == comm.size)
 
@@ -231,12 +253,12 @@ class ApplyHook:
         self._to_clip = [v for g, v in zip(gradients, variables, strict=True) if g is not None]
         self._plain_apply(gradients, variables)
 
-    def _combine_and_clip(self, gradients):
-        return self._plain_clip(self._exchange.combine(gradients, self._to_clip))
+    def _combine_accumulated(self, gradients):
+        return self.exchange.combine(gradients, self._to_clip)
 
     def _prepare_once(self, outer, gradients, variables):
         """Prepares before the first step of a job; ranks that were lost or have come make another job."""
-        comm = self._exchange.comm()
+        comm = self.exchange.comm()
         ledger = comm.ledger
         if self._ready_for() is ledger and self._ready_ranks == comm.ranks:
             return
@@ -254,7 +276,7 @@ class ApplyHook:
         """
         _check_keras_accumulation(outer, self.optimizer, variables)
         check_members(self.optimizer)
-        accumulator = self._accumulator
+        accumulator = self.accumulator
         with tf.init_scope():  # eagerly, also while Keras traces its training step
             settings = {
                 "optimizer": type(outer).__name__,
@@ -264,15 +286,15 @@ class ApplyHook:
                 "uneven batches": self._roll_call is not None,
             }
             if self.has_keras_accumulation:  # Keras exchanges by this count
-                settings["iterations"] = int(self.optimizer._iterations)
+                settings["iterations"] = int(iterations_of(self.optimizer))
             subject = f"DistributedOptimizer {self.optimizer.name!r}"
-            self._exchange.agree(subject, gradients, variables, settings)
+            self.exchange.agree(subject, gradients, variables, settings)
             self._kinds = None if gradients is None else kinds_of(gradients)
             if self._roll_call is not None:
-                self._kinds = _common_kinds(self._exchange.comm(), subject, self._kinds, variables)
+                self._kinds = _common_kinds(self.exchange.comm(), subject, self._kinds, variables)
         # Only now do all ranks know the same local variables, and fail alike.
-        if self._exchange.comm().size > 1:
-            _check_clipping(self.optimizer, variables, self._exchange.is_shared(variables))
+        if self.exchange.comm().size > 1:
+            _check_clipping(self.optimizer, variables, self.exchange.is_shared(variables))
 
 
 def _before_loss_scale(outer, gradients, trainable_variables, proceed):
@@ -300,7 +322,7 @@ def _built_variables(outer, gradients, trainable_variables):
             "`trainable_variables` must be given until the optimizer is built. "
             f"Received: trainable_variables=None on the unbuilt optimizer {outer.name!r}."
         )
-    variables = list(outer._trainable_variables if trainable_variables is None else trainable_variables)
+    variables = trained_by(outer) if trainable_variables is None else list(trainable_variables)
     if len(gradients) != len(variables):
         raise ValueError(
             "`gradients` must hold one gradient (or None) per variable. "
@@ -324,7 +346,7 @@ def _common_kinds(comm, subject, kinds, variables):
 
 def check_members(target):
     """Looks at a MultiOptimizer's members; a function may choose them as late as the first step."""
-    for member in getattr(target, "optimizers", []):
+    for member in members_of(target):
         if hook_of(member) is not None:
             raise ValueError(
                 "`optimizer` must not hold one that is distributed already: its gradients would be combined "
@@ -341,7 +363,7 @@ def check_members(target):
 def _check_clipping(target, variables, shared):
     """Refuses a norm over gradients that differ between ranks: it would scale the exchanged ones apart."""
     local = [path_of(v) for v, s in zip(variables, shared, strict=True) if not s]
-    for optimizer in (target, *getattr(target, "optimizers", [])):
+    for optimizer in with_members(target):
         if local and optimizer.global_clipnorm:
             raise ValueError(
                 "`global_clipnorm` must be None where some gradients stay local, since their norm differs "

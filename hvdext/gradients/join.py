@@ -10,6 +10,7 @@ from hvdext.comm.current import current
 from hvdext.comm.watchdog import JOIN
 from hvdext.common.arguments import suggests_keywords
 from hvdext.gradients.apply_hook import hook_of
+from hvdext.keras_tools.optimizers import trained_by
 
 
 @suggests_keywords
@@ -60,6 +61,6 @@ def join(
                 "`optimizer` must be built, since a rank without any batch cannot know its variables: call "
                 f"optimizer.build(model.trainable_variables). Received: the unbuilt {optimizer.name!r}."
             )
-        variables = optimizer._trainable_variables
+        variables = trained_by(optimizer)
     hook.join(optimizer, list(variables))
     return None

@@ -14,7 +14,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import tensorflow as tf
+from hvdext.keras_tools.autograph import without_autograph
 
 # The first is the outermost: norms are those of gradients that have been combined.
 ORDER = ("exchange", "slices")
@@ -42,7 +42,7 @@ def put_before(cls: type, name: str, stage: Stage) -> None:
 
 def _entrance(keras_apply, stages):
     @functools.wraps(keras_apply)
-    @tf.autograph.experimental.do_not_convert
+    @without_autograph
     def apply(self, grads, trainable_variables=None):
         def proceed(place, grads, trainable_variables):
             if place == len(ORDER):

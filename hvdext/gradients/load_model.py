@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from hvdext.collectives.compression import Compression
 from hvdext.common.arguments import suggests_keywords
+from hvdext.common.log import warn
 from hvdext.gradients.optimizer import DistributedOptimizer
 from hvdext.keras_tools.optimizers import build
 
@@ -60,10 +60,9 @@ def load_model(
         objects = _short_names() | objects
     model = keras.models.load_model(path, custom_objects=objects | dict(custom_objects or {}))
     if getattr(model, "optimizer", None) is None:
-        warnings.warn(
+        warn(
             "`filepath` holds a model without an optimizer: compile it with hvd.DistributedOptimizer(...) "
-            f"before training. Received: filepath={filepath!r}.",
-            stacklevel=3,
+            f"before training. Received: filepath={filepath!r}."
         )
         return model
     if h5py.is_hdf5(path):
@@ -94,10 +93,9 @@ def _restore_state(model, path):
         for variable, value in zip(optimizer.variables, values, strict=True):
             variable.assign(value)
     elif values:
-        warnings.warn(
+        warn(
             "`filepath` holds an optimizer state of another kind; the optimizer starts anew. "
-            f"Received: {len(values)} values for {len(shapes)} variables in {str(path)!r}.",
-            stacklevel=4,
+            f"Received: {len(values)} values for {len(shapes)} variables in {str(path)!r}."
         )
     model.optimizer = optimizer
 

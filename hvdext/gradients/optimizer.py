@@ -11,7 +11,6 @@ where hvdext is not installed.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import keras
@@ -22,8 +21,9 @@ from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.checks import require_whole
 from hvdext.gradients.accumulation import Accumulator
-from hvdext.gradients.apply_hook import HOOK, ApplyHook, check_members, hook_of
+from hvdext.gradients.apply_hook import ApplyHook, check_members, hook_of
 from hvdext.gradients.exchange import GradientExchange
+from hvdext.gradients.options import ExchangeOptions, old_groups
 from hvdext.keras_tools.optimizers import innermost
 from hvdext.keras_tools.selection import Select
 
@@ -95,50 +95,16 @@ def DistributedOptimizer(
     """
     _check_optimizer(optimizer)
     passes = require_whole("backward_passes_per_step", backward_passes_per_step, 1)
-    groups = old_groups(num_groups, groups)
+    options = ExchangeOptions.from_arguments(locals(), groups=old_groups(num_groups, groups))
     target = innermost(optimizer)
     _check_accumulates_once(target, passes)
     check_members(target)
-    exchange = GradientExchange(
-        name or target.name,
-        op=op,
-        compression=compression,
-        sparse_as_dense=sparse_as_dense,
-        gradient_predivide_factor=gradient_predivide_factor,
-        groups=groups,
-        process_set=process_set,
-        select=select,
-        scale_local_gradients=scale_local_gradients,
-        device_dense=device_dense,
-        device_sparse=device_sparse,
-    )
-    accumulator = None
-    if passes > 1:
-        accumulator = Accumulator(passes, average_aggregated_gradients)
+    exchange = GradientExchange(name or target.name, options)
+    accumulator = Accumulator(passes, average_aggregated_gradients) if passes > 1 else None
     hook = ApplyHook(target, exchange, accumulator)
     hook.expect_uneven_batches(uneven_batches)
-    setattr(target, HOOK, hook)
-    target.apply = hook.apply
-    target.register_local_var = exchange.register_local_var
-    if target is not optimizer:
-        optimizer.register_local_var = exchange.register_local_var
+    hook.put_into(optimizer)
     return optimizer
-
-
-def old_groups(num_groups: int, groups):
-    """What `groups` means together with Horovod's old name for it; 0 in either is unset.
-
-    Raises:
-        ValueError: if both are given, or `num_groups` is negative.
-    """
-    if num_groups:
-        if groups or num_groups < 0:
-            raise ValueError(
-                "`num_groups` must be a positive number, and left out where `groups` is given. "
-                f"Received: num_groups={num_groups!r}, groups={groups!r}."
-            )
-        warnings.warn("`num_groups` is Horovod's old name for `groups`.", stacklevel=3)
-    return num_groups or groups or None
 
 
 # -- helpers ------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from hvdext.collectives.reduce_op import ReduceOp
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import suggests_keywords
 from hvdext.gradients.optimizer import DistributedOptimizer
+from hvdext.gradients.options import ExchangeOptions, old_groups
 from hvdext.gradients.tape import DistributedGradientTape
 from hvdext.keras_tools.selection import identity_of
 
@@ -67,22 +68,15 @@ def PartialDistributedOptimizer(
     """
     layers = _layers(local_layers)
     known = [variable for layer in layers for variable in layer.variables]
+    select = _outside(layers, known) if layers else None
+    options = ExchangeOptions.from_arguments(locals(), groups=groups or None)
     distributed = DistributedOptimizer(
         optimizer,
         name=name,
-        device_dense=device_dense,
-        device_sparse=device_sparse,
-        compression=compression,
-        sparse_as_dense=sparse_as_dense,
-        gradient_predivide_factor=gradient_predivide_factor,
-        op=op,
         backward_passes_per_step=backward_passes_per_step,
         average_aggregated_gradients=average_aggregated_gradients,
-        groups=groups,
-        process_set=process_set,
-        scale_local_gradients=scale_local_gradients,
-        select=_outside(layers, known) if layers else None,
         uneven_batches=uneven_batches,
+        **options.as_arguments(),
     )
     for variable in known:
         distributed.register_local_var(variable)
@@ -121,19 +115,8 @@ class PartialDistributedGradientTape(DistributedGradientTape):
     ):
         self._local_layers = _layers(local_layers)
         self._registered: set[int] = set()
-        super().__init__(
-            gradtape,
-            device_dense=device_dense,
-            device_sparse=device_sparse,
-            compression=compression,
-            sparse_as_dense=sparse_as_dense,
-            op=op,
-            gradient_predivide_factor=gradient_predivide_factor,
-            num_groups=num_groups,
-            groups=groups,
-            process_set=process_set,
-            scale_local_gradients=scale_local_gradients,
-        )
+        options = ExchangeOptions.from_arguments(locals(), groups=old_groups(num_groups, groups), select=None)
+        super().__init__(gradtape, **options.as_arguments())
 
     def gradient(self, target, sources, output_gradients=None):
         """As `hvd.DistributedGradientTape.gradient`; the local layers' gradients are this rank's own."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import weakref
 from collections.abc import Sequence
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -16,11 +14,11 @@ from hvdext.collectives.reduce_op import ReduceOp
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import suggests_keywords
 from hvdext.gradients.exchange import GradientExchange
-from hvdext.gradients.optimizer import old_groups
+from hvdext.gradients.options import ExchangeOptions, old_groups
+from hvdext.keras_tools.autograph import without_autograph
 from hvdext.keras_tools.selection import Select, path_of
 
-# Which exchanges each job has compared over its ranks already.
-_agreed: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_AGREED = "gradient exchanges that the ranks of the job have compared"  # in the ledger's notes
 
 
 class DistributedGradientTape:
@@ -64,19 +62,7 @@ class DistributedGradientTape:
             raise TypeError(f"`gradtape` must be a tf.GradientTape. Received: {gradtape!r}.")
         self._tape = gradtape
         self._local: list = []
-        self._options: dict[str, Any] = {
-            "op": op,
-            "compression": compression,
-            "sparse_as_dense": sparse_as_dense,
-            "gradient_predivide_factor": gradient_predivide_factor,
-            "groups": old_groups(num_groups, groups),
-            "process_set": process_set,
-            "scale_local_gradients": scale_local_gradients,
-            "device_dense": device_dense,
-            "device_sparse": device_sparse,
-            "select": select,
-        }
-        GradientExchange("checked", **self._options)  # complain where the tape is made
+        self._options = ExchangeOptions.from_arguments(locals(), groups=old_groups(num_groups, groups))
 
     def __enter__(self) -> DistributedGradientTape:
         self._tape.__enter__()
@@ -92,7 +78,7 @@ class DistributedGradientTape:
         """Keeps the gradient of the variable `source` local."""
         self._local.append(source)
 
-    @tf.autograph.experimental.do_not_convert
+    @without_autograph
     def gradient(self, target, sources, output_gradients=None):
         """As `tf.GradientTape.gradient`, combined over the ranks.
 
@@ -112,7 +98,7 @@ class DistributedGradientTape:
         flat_gradients = _flat(gradients, sources)
         flat_sources = tf.nest.flatten(sources)
         exchange = self._exchange(flat_sources)
-        agreed = _agreed.setdefault(exchange.comm().ledger, set())
+        agreed = exchange.comm().ledger.notes.setdefault(_AGREED, set())
         if exchange.name not in agreed:
             with tf.init_scope():
                 exchange.agree("DistributedGradientTape", flat_gradients, flat_sources, {})
@@ -131,9 +117,10 @@ class DistributedGradientTape:
         shapes = [(path_of(s), tuple(s.shape), tf.as_dtype(s.dtype).name) for s in sources]
         # Functions print their address and variables their values, which differ between ranks.
         plain = (str, int, float, enum.Enum, ProcessSet, type(None))
-        options = {key: value for key, value in self._options.items() if isinstance(value, plain)}
+        given = self._options.as_arguments()
+        options = {name: value for name, value in given.items() if isinstance(value, plain)}
         digest = hashlib.sha256(repr((shapes, options)).encode()).hexdigest()[:8]
-        exchange = GradientExchange(f"tape-{digest}", **self._options)
+        exchange = GradientExchange(f"tape-{digest}", self._options)
         for source in self._local:
             exchange.register_local_var(source)
         return exchange

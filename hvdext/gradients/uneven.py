@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from hvdext.comm.communicator import Communicator
 from hvdext.gradients.accumulation import kind_of
+from hvdext.keras_tools.optimizers import learning_rate_of, with_members
 
 
 class RollCall:
@@ -58,9 +59,8 @@ class RollCall:
 def _hyperparameters(optimizer):
     """What callbacks may change between steps: variables, not schedules, which follow `iterations`."""
     found = []
-    for member in (optimizer, *getattr(optimizer, "optimizers", [])):
-        for attribute in ("_learning_rate", "momentum"):
-            value = getattr(member, attribute, None)
+    for member in with_members(optimizer):
+        for value in (learning_rate_of(member), getattr(member, "momentum", None)):
             if isinstance(value, (keras.Variable, tf.Variable)):
                 found.append(value)
     return found

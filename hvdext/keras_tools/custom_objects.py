@@ -6,7 +6,8 @@ from typing import Any
 
 import keras
 
-from hvdext.keras_tools.optimizers import innermost
+from hvdext.keras_tools.optimizers import learning_rate_of, with_members
+from hvdext.keras_tools.training import compiled_with
 
 
 def fresh_copy(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
@@ -17,7 +18,7 @@ def fresh_copy(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimi
 
 def custom_objects_of(model: keras.Model) -> Any:
     """A context in which Keras finds by name what `model` is compiled with."""
-    given = model._compile_config.config if model.compiled else {}
+    given = compiled_with(model) if model.compiled else {}
     parts = [part for part in keras.tree.flatten(given) if not isinstance(part, (str, int, float))]
     functions = {part.__name__: part for part in parts if hasattr(part, "__name__")}
     return keras.saving.custom_object_scope(_own_classes(parts) | functions)
@@ -26,8 +27,7 @@ def custom_objects_of(model: keras.Model) -> Any:
 def _own_classes(parts):
     """The classes of objects, and of what optimizers among them are made of, by the names in files."""
     optimizers = [part for part in parts if isinstance(part, keras.optimizers.Optimizer)]
-    targets = [innermost(optimizer) for optimizer in optimizers]
-    members = [member for target in targets for member in [target, *getattr(target, "optimizers", [])]]
-    rates = [getattr(member, "_learning_rate", None) for member in members]
+    members = [member for optimizer in optimizers for member in with_members(optimizer)]
+    rates = [learning_rate_of(member) for member in members]
     kinds = [type(part) for part in [*parts, *members, *rates]]
     return {kind.__name__: kind for kind in kinds if not kind.__module__.startswith(("keras.", "builtins"))}

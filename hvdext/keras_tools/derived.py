@@ -12,6 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from hvdext.keras_tools.models import flat_layers, retrace
+
 
 def derive_anew(layers: Iterable[keras.Layer]) -> bool:
     """Lets layers, and those in them, derive anew what they compute with, after variables were assigned.
@@ -22,7 +24,7 @@ def derive_anew(layers: Iterable[keras.Layer]) -> bool:
         Whether anything has changed.
     """
     # Layers of Keras that have nothing to do with variables have the method, too.
-    every = {id(one): one for layer in layers for one in layer._flatten_layers()}.values()
+    every = {id(one): one for layer in layers for one in flat_layers(layer)}.values()
     found = [one for one in every if hasattr(one, "finalize_state") and one.variables]
     before = [_tensors(one) for one in found]
     for one in found:
@@ -32,11 +34,8 @@ def derive_anew(layers: Iterable[keras.Layer]) -> bool:
 
 def settle(model: keras.Model) -> None:
     """As `derive_anew`, and where something has changed, what Keras has traced with the old is made anew."""
-    if not derive_anew([model]):
-        return
-    for kind in ("train", "test", "predict"):
-        if getattr(model, f"{kind}_function") is not None:  # replaced, not dropped: `fit` may be under way
-            getattr(model, f"make_{kind}_function")(force=True)
+    if derive_anew([model]):
+        retrace(model)
 
 
 def _tensors(layer) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import keras
 from keras.src.backend.common import global_state
 
 from hvdext.keras_tools.deferred import without_values
+from hvdext.keras_tools.layers import cloned
 
 # Keras' lists of how often each name is taken, and of variables without a value.
 _NUMBERS = "object_name_uids"
@@ -116,6 +117,23 @@ def calls_of(model: keras.Model) -> Calls:
     return Calls(model, inputs, tuple(reader.calls), tuple(outputs))
 
 
+def is_functional(model: Any) -> bool:
+    """Whether `model` is a Sequential or functional Keras model, or of a class derived from them."""
+    return isinstance(model, keras.Sequential) or (
+        isinstance(model, keras.Model) and isinstance(model, keras.Function)
+    )
+
+
+def graph_of(model: keras.Model) -> keras.Function:
+    """The graph of a Sequential or functional model that is built."""
+    return model._functional if isinstance(model, keras.Sequential) else model
+
+
+def nodes_of(function: keras.Function) -> list[Any]:
+    """Keras' records of the calls in a graph, without those in nested models."""
+    return [node for depth in function._nodes_by_depth.values() for node in depth]
+
+
 def function_of(operation) -> keras.Function | None:
     """The graph that Keras runs where `operation` is a Sequential or functional model, else None.
 
@@ -123,9 +141,65 @@ def function_of(operation) -> keras.Function | None:
     """
     if not isinstance(operation, keras.Model) or not is_kerass_own(type(operation), "call"):
         return None
-    if isinstance(operation, keras.Sequential):
-        return operation._functional
-    return operation if isinstance(operation, keras.Function) else None
+    return graph_of(operation) if is_functional(operation) else None
+
+
+def required_function_of(model: keras.Model) -> keras.Function:
+    """As `function_of`, of a model that `calls_of` has read."""
+    function = function_of(model)
+    assert function is not None, "calls_of refuses such a model"
+    return function
+
+
+def standardized(function: keras.Function, inputs: Any) -> list[Any]:
+    """The tensors that a graph is called on, in its order, of what its model is given.
+
+    Args:
+        function: the graph.
+        inputs: in whatever structure Keras takes them, such as a dict by name.
+    """
+    return function._standardize_inputs(inputs)
+
+
+def outputs_like(function: keras.Function, tensors: Sequence[Any]) -> Any:
+    """Outputs in the structure in which a functional model returns them.
+
+    Args:
+        function: the model's graph.
+        tensors: one for each of `function.outputs`.
+    """
+    outputs = keras.tree.pack_sequence_as(function._outputs_struct, tensors)
+    is_one = isinstance(outputs, (list, tuple)) and len(outputs) == 1
+    return outputs[0] if is_one else outputs
+
+
+def rebuilt(function: keras.Function, inputs: Any, operation_fn: Callable[[Any], Any]) -> Any:
+    """The outputs of a graph called on other inputs, with other operations in it.
+
+    Args:
+        function: the graph.
+        inputs: symbolic tensors in the structure of the graph's own, as from `inputs_like`.
+        operation_fn: gives for each operation the one that takes its place.
+    """
+    return function._run_through_graph(inputs, operation_fn=operation_fn)
+
+
+def clone(
+    model: keras.Model, clone_layer: Callable[[Any], Any], inputs: Any = None, *, recursive: bool = False
+) -> keras.Model:
+    """As `keras.models.clone_model`, but never compiled: Keras would compile the clone as the model is.
+
+    Args:
+        model: Sequential or functional.
+        clone_layer: gives for each layer the one that takes its place.
+        inputs: of the clone, as from `inputs_like`; None: Keras makes them.
+        recursive: whether nested models are cloned layer by layer, too.
+    """
+    was_compiled, model.compiled = model.compiled, False
+    try:
+        return keras.models.clone_model(model, inputs, clone_layer, recursive=recursive)
+    finally:
+        model.compiled = was_compiled
 
 
 def inputs_like(function: keras.Function) -> Any:
@@ -138,8 +212,7 @@ def inputs_like(function: keras.Function) -> Any:
         return None
 
     def like(tensor):
-        layer = tensor._keras_history.operation
-        return type(layer).from_config(layer.get_config()).output
+        return cloned(tensor._keras_history.operation).output
 
     return keras.tree.map_structure(like, function._inputs_struct)
 

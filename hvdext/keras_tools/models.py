@@ -1,16 +1,36 @@
-"""A model's variables, and whether it has them."""
+"""A model's layers, variables and tensors, and the functions that Keras makes of its steps."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import keras
+
 from hvdext.keras_tools.selection import path_of
 
+KINDS = ("train", "test", "predict")  # of functions that Keras makes of a model's steps, and keeps
 
-def model_variables(model) -> list:
+
+def flat_layers(layer: keras.Layer, *, include_self: bool = True) -> list[keras.Layer]:
+    """A model or layer and all layers in it, at whatever depth, each once.
+
+    Args:
+        layer: the model or layer.
+        include_self: whether it is one of them.
+    """
+    return layer._flatten_layers(include_self=include_self)
+
+
+def model_variables(model, optimizer=None) -> list:
     """What must be alike on all ranks before training: weights, statistics and optimizer state.
 
     The states of random generators stay out: ranks must draw different dropout masks.
+
+    Args:
+        model: the model.
+        optimizer: what it trains with; None: what it is compiled with.
     """
-    optimizer = getattr(model, "optimizer", None)
+    optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
     variables = [*model.variables, *(optimizer.variables if optimizer is not None else [])]
     unique = {id(variable): variable for variable in variables}
     return [v for v in unique.values() if not path_of(v).endswith("seed_generator_state")]
@@ -18,4 +38,33 @@ def model_variables(model) -> list:
 
 def is_built(model) -> bool:
     """True if `model` and all its layers have their variables."""
-    return model.built and all(layer.built for layer in model._flatten_layers())
+    return model.built and all(layer.built for layer in flat_layers(model))
+
+
+def input_structure(function: keras.Function) -> Any:
+    """The nested structure of tensors that a functional model takes, with its symbolic tensors in it."""
+    return function._inputs_struct
+
+
+def output_structure(function: keras.Function) -> Any:
+    """The nested structure of tensors that a functional model gives, with its symbolic tensors in it."""
+    return function._outputs_struct
+
+
+def maker_of(tensor: keras.KerasTensor) -> keras.Operation:
+    """The layer or operation that has made a symbolic tensor."""
+    return tensor._keras_history.operation
+
+
+def retrace(model: keras.Model, *kinds: str) -> None:
+    """Makes anew what Keras has made of a model's steps, so that these are traced again when they run next.
+
+    Replaced, not dropped: `fit` may be under way. What Keras has not made yet it makes when it needs it.
+
+    Args:
+        model: the model.
+        *kinds: of `KINDS`; none: all.
+    """
+    for kind in kinds or KINDS:
+        if getattr(model, f"{kind}_function") is not None:
+            getattr(model, f"make_{kind}_function")(force=True)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
+
+from hvdext.keras_tools.autograph import without_autograph
+from hvdext.keras_tools.models import retrace
+from hvdext.keras_tools.train_step import around
 
 
 class SampleCounter:
@@ -32,6 +37,7 @@ class SampleCounter:
         self._users = 0
         self._is_counting = False  # within a step that counts
         self._counts_in: weakref.ref | None = None  # a train function that was made to count
+        self._take_off: Callable[[], None] = lambda: None
 
     @staticmethod
     def of(model) -> SampleCounter:
@@ -47,10 +53,10 @@ class SampleCounter:
         if self._users > 1:
             return
         model: Any = self._model()
-        model.train_step = self._counting(model.train_step, "train_step" in vars(model))
+        self._take_off = around(model, self._counting)
         made = model.train_function
         if made is not None and (self._counts_in is None or self._counts_in() is not made):
-            model.make_train_function(force=True)
+            retrace(model, "train")
 
     def release(self) -> None:
         """Takes the wrapper off when the last user has left."""
@@ -58,23 +64,18 @@ class SampleCounter:
         if self._users > 0:
             return
         model: Any = self._model()
-        step, made = model.train_step, model.train_function
+        made = model.train_function
         # What was traced may stay, since adding to a number nobody reads does no harm: the next `fit` need
         # not trace again.
         self._counts_in = None if made is None else weakref.ref(made)
-        if getattr(step, "hvdext_counter", None) is not self:
-            return  # somebody has wrapped ours: it stays inside, and counts once all the same
-        if step.was_own_attribute:
-            model.train_step = step.plain
-        else:
-            del model.train_step
+        self._take_off()  # where somebody has wrapped ours it stays inside, and counts once all the same
 
     def total(self) -> int:
         """Rows trained on so far, never less than before."""
         return int(self._rows.numpy())
 
-    def _counting(self, plain, was_own_attribute):
-        @tf.autograph.experimental.do_not_convert
+    def _counting(self, plain):
+        @without_autograph
         def step(data):
             if self._is_counting:
                 return plain(data)
@@ -85,8 +86,6 @@ class SampleCounter:
             finally:
                 self._is_counting = False
 
-        step.hvdext_counter = self
-        step.plain, step.was_own_attribute = plain, was_own_attribute
         return step
 
     def _add(self, data):

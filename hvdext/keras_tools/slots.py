@@ -10,7 +10,8 @@ import keras
 import numpy as np
 
 from hvdext.keras_tools.custom_objects import fresh_copy
-from hvdext.keras_tools.optimizers import innermost
+from hvdext.keras_tools.deferred import rename
+from hvdext.keras_tools.optimizers import innermost, members_of, trained_by
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Slot:
 def slots_of(optimizer: keras.optimizers.Optimizer) -> list[Slot]:
     """The variables of a built optimizer that belong to one trained variable each."""
     target = innermost(optimizer)
-    count = len(target._trainable_variables)
+    count = len(trained_by(target))
     slots = []
     for kind, values in sorted(vars(target).items()):
         if kind in ("_variables", "_trainable_variables") or not isinstance(values, list):
@@ -49,13 +50,13 @@ def common_variables(optimizer: keras.optimizers.Optimizer) -> list:
 
 def is_composed(optimizer: keras.optimizers.Optimizer) -> bool:
     """Whether it is a `MultiOptimizer`, whose members keep slots for some variables each."""
-    return bool(getattr(innermost(optimizer), "optimizers", []))
+    return bool(members_of(optimizer))
 
 
 def positions_of(optimizer: keras.optimizers.Optimizer, whole: keras.Model) -> dict[int, int]:
     """For each variable that a stage's optimizer trains (by its index there) its index in the whole model."""
     places = {id(variable): i for i, variable in enumerate(whole.trainable_variables)}
-    trained = innermost(optimizer)._trainable_variables
+    trained = trained_by(innermost(optimizer))
     return {i: places[id(variable)] for i, variable in enumerate(trained) if id(variable) in places}
 
 
@@ -90,6 +91,6 @@ def numbers_in_file(
 def _tiny(variable) -> keras.Variable:
     """A variable for which an optimizer keeps the same slots as for `variable`, only smaller ones."""
     tiny = keras.Variable(np.zeros((1,) * len(variable.shape)), dtype=variable.dtype, name=variable.name)
-    tiny._path = variable.path
+    rename(tiny, variable.name, variable.path)
     tiny.overwrite_with_gradient = variable.overwrite_with_gradient
     return tiny

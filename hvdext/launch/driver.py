@@ -21,6 +21,7 @@ from typing import Any
 import cloudpickle
 
 from hvdext.comm.kv_store import KeyValueStore, open_server
+from hvdext.common.wording import describe
 from hvdext.engine.record import installed_record
 
 
@@ -80,7 +81,7 @@ def _outcome(call: bytes, options: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         size = max(options["num_proc"], options["max_num_proc"] or 0)
         return {
-            "error": f"{type(error).__name__}: {error}",
+            "error": describe(error),
             "failures": _failures(KeyValueStore(stores[0], scope), range(size)),
         }
 

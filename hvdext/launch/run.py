@@ -24,6 +24,7 @@ import cloudpickle
 
 from hvdext.common import launcher
 from hvdext.common.arguments import suggests_keywords
+from hvdext.common.checks import require_whole
 from hvdext.engine.record import horovod_folder, installed_record
 
 _SECONDS_TO_END = 15.0
@@ -278,8 +279,7 @@ def _check_options(options):
         value = options[name]
         if value is None and name != "num_proc":
             continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"`{name}` must be a whole number, 1 or more. Received: {name}={value!r}.")
+        options[name] = require_whole(name, value, 1)
     least, number, most = (options[name] for name in ("min_num_proc", "num_proc", "max_num_proc"))
     if (least or number) > number or (most or number) < number:
         raise ValueError(

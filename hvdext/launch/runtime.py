@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hvdext.comm.build_info import mpi_built
-from hvdext.comm.communicator import SoloComm
+from hvdext.comm.communicator import Communicator, SoloComm
 from hvdext.comm.current import current, process_comm, set_process_comm
 from hvdext.comm.horovod_comm import HorovodComm
 from hvdext.comm.kv_store import shared_store
-from hvdext.comm.process_sets import (
-    ProcessSet,
-    are_ranks,
-    global_process_set,
-    is_mpi_communicator,
-)
+from hvdext.comm.process_sets import ProcessSet
 from hvdext.comm.registration import require_members
 from hvdext.comm.watchdog import Watchdog
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.launcher import check_engine, check_size, is_elastic, launched, told_size
+from hvdext.common.log import set_rank, warn
+from hvdext.launch.arguments import checked_comm, checked_deadline, checked_sets
 from hvdext.launch.rendezvous import meet_again
-
-DEADLINE_SECONDS = 300.0
 
 _watchdog: Watchdog | None = None
 _joins = 0  # how often this process has joined a launcher's job
@@ -60,15 +54,16 @@ def init(
         TimeoutError: when called again, if another rank does not call it again within the deadline.
     """
     global _watchdog, _joins, _settings
-    seconds = _deadline(deadline)
-    sets = _checked_sets(process_sets)
-    chosen = _checked_comm(comm)
+    seconds = checked_deadline(deadline)
+    sets = checked_sets(process_sets)
+    chosen = checked_comm(comm)
     if is_initialized():
         return
     dynamic = process_sets if isinstance(process_sets, str) else None
     _settings = {"deadline": seconds, "process_sets": dynamic}
     if not launched():
         set_process_comm(SoloComm())
+        set_rank(0)
         return
     if _joins:
         meet_again(_joins, seconds)
@@ -77,8 +72,9 @@ def init(
     if chosen is None:
         check_size(job.size, os.environ)
     set_process_comm(job)
+    set_rank(job.rank)
     if job.size > 1:
-        _report_protections(job)
+        report_protections(job)
         store = shared_store(job)
         if store is not None:
             store.post(str(job.rank), "")  # instead of what this process told before an earlier shutdown
@@ -97,6 +93,7 @@ def shutdown() -> None:
 
         mpi_ops.shutdown()
     set_process_comm(None)
+    set_rank(None)
 
 
 def restart() -> None:
@@ -115,74 +112,6 @@ def is_initialized() -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def _deadline(deadline):
-    text = os.environ.get("HVDEXT_DEADLINE", DEADLINE_SECONDS) if deadline is None else deadline
-    try:
-        seconds = float(text)
-    except (TypeError, ValueError):
-        seconds = 0.0
-    if not seconds > 0:
-        raise ValueError(
-            "`deadline` (or HVDEXT_DEADLINE) must be a positive number of seconds. "
-            f"Received: deadline={text!r}."
-        )
-    return seconds
-
-
-def _checked_sets(process_sets):
-    if process_sets is None or process_sets == "dynamic":
-        return []
-    if isinstance(process_sets, str) or not all(isinstance(s, ProcessSet) for s in process_sets):
-        raise ValueError(
-            "`process_sets` must be a list of hvd.ProcessSet, or 'dynamic'. "
-            f"Received: process_sets={process_sets!r}."
-        )
-    return [s for s in process_sets if s is not global_process_set]  # registered by itself
-
-
-def _checked_comm(comm: Any) -> Any:
-    """What to hand to the engine as its `comm`: None for all ranks.
-
-    Raises:
-        TypeError, ValueError: if `comm` is no communicator, or one that this engine cannot make; before the
-            engine starts, so that no rank waits for another.
-    """
-    if comm is None:
-        return None
-    if is_mpi_communicator(comm):
-        if launched() and not _on_mpi():
-            raise ValueError(
-                "`comm` must be None where Horovod does not run on MPI; use hvd.ProcessSet for some of the "
-                "ranks. Received: comm=an mpi4py communicator."
-            )
-        return comm
-    members = list(comm) if isinstance(comm, Iterable) and not isinstance(comm, str) else [comm]
-    if comm == "dynamic" or any(isinstance(member, ProcessSet) for member in members):
-        raise TypeError(
-            "`comm` comes first, as in Horovod: name the process sets, `hvd.init(process_sets=...)`. "
-            f"Received: comm={comm!r}."
-        )
-    if not isinstance(comm, Iterable) or not are_ranks(members):
-        raise TypeError(
-            "`comm` must be None, a list of distinct ranks or an mpi4py communicator. "
-            f"Received: comm={comm!r}."
-        )
-    size = told_size(os.environ) if launched() else 1
-    if not members or (size is not None and members == list(range(size))):
-        return None
-    if not launched() or not _on_mpi():
-        raise ValueError(
-            f"`comm` must be None or all ranks in order, {list(range(size or 1))}: only Horovod on MPI can "
-            "make a job of some of the ranks. Use `hvd.init(process_sets=[hvd.ProcessSet(ranks)])` and "
-            f"`process_set=`. Received: comm={members}."
-        )
-    return members
-
-
-def _on_mpi():
-    return mpi_built() and os.environ.get("HOROVOD_CONTROLLER", "mpi").lower() == "mpi"
 
 
 def _join(comm, process_sets):
@@ -212,9 +141,10 @@ def _join(comm, process_sets):
     return HorovodComm()
 
 
-def _report_protections(comm):
+def report_protections(comm: Communicator) -> None:
+    """Warns, on rank 0, of each protection against hanging that this Horovod lacks."""
     from hvdext.engine import missing_protections
 
     if comm.rank == 0:
         for sentence in missing_protections():
-            warnings.warn(sentence, stacklevel=3)
+            warn(sentence)

@@ -18,19 +18,23 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 from hvdext.common.arguments import suggests_keywords
+from hvdext.keras_tools.deferred import give_value, rename
 from hvdext.keras_tools.derived import derive_anew
 from hvdext.keras_tools.functional import (
     calls_of,
-    function_of,
     inputs_like,
     is_builder,
     is_kerass_own,
+    rebuilt,
+    required_function_of,
     unallocated,
 )
-from hvdext.keras_tools.optimizers import build, innermost
+from hvdext.keras_tools.layers import cloned, mask_of, set_mask
+from hvdext.keras_tools.models import flat_layers
+from hvdext.keras_tools.optimizers import build, keep_gradients_apart, updaters_of
+from hvdext.keras_tools.train_step import around
 from hvdext.placement.plan.plan import Plan
 
 # What no device scope moves: strings stay on the host, handles with what they stand for.
@@ -135,15 +139,14 @@ class _Copier:
         return self.copies[id(operation)][1]
 
     def _model(self, model):
-        function = function_of(model)
-        assert function is not None, "calls_of has found its layers"
+        function = required_function_of(model)
         inputs = inputs_like(function)
         if isinstance(model, keras.Sequential):
             return _made_like(model, [keras.tree.flatten(inputs)[0], *map(self.copy, model.layers)])
-        return _made_like(model, inputs, function._run_through_graph(inputs, operation_fn=self.copy))
+        return _made_like(model, inputs, rebuilt(function, inputs, self.copy))
 
     def _layer(self, operation):
-        copied = type(operation).from_config(operation.get_config())
+        copied = cloned(operation)
         copied.call = _on(self.device_of[id(operation)], copied.call)
         return copied
 
@@ -170,7 +173,7 @@ def _copy_state(
     for original, copied in copier.copies.values():
         if id(original) in copier.device_of:
             _copy_variables(original, copied, copier.device_of[id(original)], scope)
-    for original, copied in zip(model._flatten_layers(), placed._flatten_layers(), strict=True):
+    for original, copied in zip(flat_layers(model), flat_layers(placed), strict=True):
         copied.name = original.name  # Keras has numbered anew what a layer makes inside without a name
         copied.trainable = original.trainable  # from the outside in: a model hands its flag on to its layers
     for original, copied in zip(model.variables, placed.variables, strict=True):
@@ -187,10 +190,10 @@ def _copy_variables(original, copied, device: str, scope) -> None:
         )
     for variable, source in zip(ours, theirs, strict=True):
         value = scope.get_current_value(source) if scope is not None else source.value
-        variable._name, variable._path = source.name, source.path
+        rename(variable, source.name, source.path)
         with tf.device(device):
             # Not `assign`: the variable itself moves. A builder's begins with what the copy has drawn.
-            variable._initialize(tf.identity(variable.value if value is None else value))
+            give_value(variable, tf.identity(variable.value if value is None else value))
     if isinstance(copied, keras.Layer):
         derive_anew([copied])
 
@@ -245,9 +248,9 @@ def _brought(x: Any, device: str) -> Any:
     copies = {} if _visits.copies is None else _visits.copies
     if (id(x), device) not in copies:
         there = _moved(x, device) if x.dtype.is_floating and x.device else _copied(x, device)
-        mask = get_keras_mask(x)
+        mask = mask_of(x)
         if mask is not None:
-            set_keras_mask(there, mask)
+            set_mask(there, mask)
         copies[id(x), device] = x, there
     return copies[id(x), device][1]
 
@@ -269,18 +272,20 @@ def _copied(x: tf.Tensor, device: str) -> tf.Tensor:
 
 def _keep_gradients_beside(model: keras.Model) -> None:
     """Makes the backward pass and the updates of `fit` run where their layers are."""
-    step = model.train_step
 
-    @functools.wraps(step)
-    def train_step(data):
-        if model.optimizer is not None:
-            _prepare(model.optimizer, model.trainable_variables)
-        if tf.executing_eagerly():
-            return step(data)
-        with beside_inputs():
-            return step(data)
+    def beside(step):
+        @functools.wraps(step)
+        def train_step(data):
+            if model.optimizer is not None:
+                _prepare(model.optimizer, model.trainable_variables)
+            if tf.executing_eagerly():
+                return step(data)
+            with beside_inputs():
+                return step(data)
 
-    model.train_step = train_step
+        return train_step
+
+    around(model, beside)
     model.supports_jit = False  # one XLA cluster is on one device
 
 
@@ -289,11 +294,8 @@ def _prepare(optimizer, variables) -> None:
     # Keras would make them while it traces a step, where TensorFlow forgets whom they should be beside.
     with tf.init_scope():
         build(optimizer, variables)
-    target = innermost(optimizer)
-    for member in getattr(target, "optimizers", [target]):
-        # A sum over the replicas of a strategy, of which there is one; but all gradients would go through one
-        # operation, on one device.
-        member._all_reduce_sum_gradients = list
+    for member in updaters_of(optimizer):
+        keep_gradients_apart(member)
 
 
 def beside_inputs():

@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import secrets
 import signal
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import uvicorn
 import uvloop
 
 from hvdext.comm.kv_store import KeyValueStore
+from hvdext.common import log
+from hvdext.common.addresses import addresses_for_others
+from hvdext.common.wording import named_ranks
 from hvdext.serving import options
 from hvdext.serving.http.draining import CloseWhenDraining
 from hvdext.serving.meeting import SCOPE, make_supervisor
@@ -30,6 +32,8 @@ from hvdext.serving.supervisor import Front, FrontMissing
 
 if TYPE_CHECKING:
     from hvdext.serving.options import Job
+
+_log = log.logger("serve")
 
 # horovodrun, when it is asked to end, kills the ranks 5 s after it has signalled them.
 _LAUNCHER_SECONDS = 3.0
@@ -42,6 +46,8 @@ def lead(job: Job) -> int:
     Raises:
         options.ServeError: if it cannot start; the other ranks raise the same.
     """
+    log.set_rank(0)
+    log.show(logging.INFO)
     try:
         return uvloop.run(_Front(job).run())
     except (OSError, ValueError, ServiceError, options.ServeError) as error:
@@ -78,7 +84,9 @@ class _Front:
         listener = _listen(args.host, args.port)
         meeting = options.where_front_listens(args)
         token = os.environ[options.TOKEN] if meeting else secrets.token_hex(32)
-        self._core = ServingCore(job.settings, token, repository, on_end=self._end_by_launcher, note=_note)
+        self._core = ServingCore(
+            job.settings, token, repository, on_end=self._end_by_launcher, note=_log.info
+        )
         versions = await self._core.add(models)
         self._server = self._make_server()
         addresses = await self._meet(meeting)
@@ -133,7 +141,7 @@ class _Front:
         if self._job.where.one_host:
             return [("127.0.0.1", await self._core.start("127.0.0.1"))]
         port = await self._core.start("0.0.0.0")
-        return [(host, port) for host in own_addresses(os.environ.get("HOROVOD_GLOO_IFACE"))]
+        return [(host, port) for host in addresses_for_others(os.environ.get("HOROVOD_GLOO_IFACE"))]
 
     def _supervise(self, front):
         supervisor = make_supervisor(self._job, lambda: front)
@@ -164,8 +172,8 @@ class _Front:
         await self._core.until_ready()
         for version in self._core.versions():
             if version.state is State.READY:
-                ranks = ", ".join(map(str, version.ranks))
-                _say(f"hvdext serve: {version.name}:{version.version} ({version.platform}) on ranks {ranks}")
+                ranks = named_ranks(version.ranks)
+                _say(f"hvdext serve: {version.name}:{version.version} ({version.platform}) on {ranks}")
         _say("hvdext serve: ready")
 
     # -- how it ends -------------------------------------------------------------------------------
@@ -186,7 +194,7 @@ class _Front:
 
     def _begin_to_end(self, reason, seconds):
         if self._core.live:
-            _note(f"{reason}: answers what it has, then ends")
+            _log.info(f"{reason}: answers what it has, then ends")
         self._start(self._drain(seconds))
 
     async def _drain(self, seconds):
@@ -201,14 +209,6 @@ class _Front:
         task = asyncio.ensure_future(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def own_addresses(interface: str | None) -> list[str]:
-    """This host's IPv4 addresses that others may reach it at, those of `interface` first."""
-    found = psutil.net_if_addrs()
-    ordered = sorted(found, key=lambda name: name != interface)
-    addresses = [a.address for name in ordered for a in found[name] if a.family == socket.AF_INET]
-    return [address for address in addresses if not address.startswith("127.")] or ["127.0.0.1"]
 
 
 def _allowed_hosts(args):
@@ -228,7 +228,3 @@ def _listen(host, port):
 
 def _say(text):
     print(text, flush=True)
-
-
-def _note(text):
-    print(f"hvdext serve: {text}", file=sys.stderr, flush=True)

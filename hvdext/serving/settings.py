@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
+
+from hvdext.common.checks import is_whole, require_choice, require_number, require_whole
 
 MODES = ("replicas", "pipeline")
 
@@ -36,17 +40,18 @@ class Settings:
     load_timeout: float = 600.0
 
     def __post_init__(self):
-        _require(self.mode in MODES, "mode", self.mode, f"be one of {', '.join(MODES)}")
+        require_choice("mode", self.mode, MODES)
         for name in ("size", "max_batch_size", "max_queue", "max_queue_bytes"):
-            value = getattr(self, name)
-            _require(_is_whole(value) and value >= 1, name, value, "be a whole number, 1 or more")
-        _require(0 <= self.max_delay < float("inf"), "max_delay", self.max_delay, "be 0 seconds or more")
+            self._keep(name, require_whole(name, getattr(self, name), 1))
+        delay = require_number("max_delay", self.max_delay, _is_delay, "be 0 seconds or more")
+        self._keep("max_delay", delay)
         for name in ("timeout", "batch_timeout", "load_timeout"):
-            value = getattr(self, name)
-            _require(0 < value < float("inf"), name, value, "be more than 0 seconds")
+            value = require_number(name, getattr(self, name), _is_span, "be more than 0 seconds")
+            self._keep(name, value)
         sizes = self.batch_sizes
-        rising = all(_is_whole(size) and size >= 1 for size in sizes) and list(sizes) == sorted(set(sizes))
+        rising = all(is_whole(size, 1) for size in sizes) and list(sizes) == sorted(set(sizes))
         _require(rising, "batch_sizes", sizes, "be whole numbers, 1 or more, each larger than the last")
+        self._keep("batch_sizes", tuple(map(int, sizes)))
         _require(
             not sizes or sizes[-1] == self.max_batch_size,
             "batch_sizes",
@@ -56,9 +61,17 @@ class Settings:
         pipeline = self.mode == "pipeline"
         _require(not pipeline or self.size >= 2, "mode", self.mode, "have 2 ranks or more for a pipeline")
 
+    def _keep(self, name: str, value: Any) -> None:
+        """Python's own number instead of NumPy's."""
+        object.__setattr__(self, name, value)
 
-def _is_whole(value):
-    return isinstance(value, int) and not isinstance(value, bool)
+
+def _is_delay(seconds):
+    return 0 <= seconds < math.inf
+
+
+def _is_span(seconds):
+    return 0 < seconds < math.inf
 
 
 def _require(ok, name, value, rule):

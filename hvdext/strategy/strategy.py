@@ -17,7 +17,7 @@ from hvdext.comm.current import current
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import suggests_keywords, unknown_keyword
 from hvdext.config.call import Answer, Call, RankLists, Target, plain
-from hvdext.config.position import Position, nearest, shown
+from hvdext.config.position import Position, shown, suggestion
 from hvdext.config.yaml_file import plain_copy, read, write
 from hvdext.consensus.consensus import ConsensusAveraging
 from hvdext.consensus.warmup import WarmupPerturbation
@@ -199,7 +199,7 @@ class Strategy:
         for section, value in settings.items():
             if section not in _SECTIONS:
                 raise position.key(str(section)).error(
-                    f"there is no section {shown(section)}. {nearest(section, _SECTIONS)}"
+                    f"there is no section {shown(section)}. {suggestion(section, _SECTIONS)}"
                 )
             if value is None:
                 raise position.key(section).error(

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from hvdext.collectives.digest import digest
 from hvdext.comm import agreement
 from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
+from hvdext.common.log import warn
+from hvdext.common.wording import describe
 from hvdext.gradients.apply_hook import hook_of
 from hvdext.keras_tools.models import is_built
 from hvdext.keras_tools.optimizers import build, innermost
 from hvdext.keras_tools.sample_counter import SampleCounter
-from hvdext.sync.attachment import attach, attached, detach
+from hvdext.sync.attachment import Attachment, Purpose, attach, attached, detach
 from hvdext.sync.engine import names
 from hvdext.sync.engine.asynchronous import AsynchronousEngine
 from hvdext.sync.engine.engine import Engine, Exchanged, Totals
@@ -25,12 +26,27 @@ from hvdext.sync.engine.members import members
 from hvdext.sync.engine.stepwise import StepwiseEngine
 from hvdext.sync.pieces import Piece
 from hvdext.sync.rule import Mean, Outer, Pull
-from hvdext.sync.saved_state import SavedState, hang, take_down
 from hvdext.sync.settings import Settings
 from hvdext.sync.what import All, What
 from hvdext.sync.when import When
 from hvdext.sync.whom import Everyone, Whom
-from hvdext.sync.wire import Wire
+from hvdext.sync.wire import Wire, wire_of
+
+
+@dataclass
+class _Run:
+    """What belongs to one training: made when it begins, gone when it ends or has failed.
+
+    Attributes:
+        waits_for_epoch: within `fit`, what was loaded is taken up with the first epoch, not before: a
+            BackupAndRestore may load weights when training begins, after this callback.
+        batch: Keras' number of the latest batch of this epoch.
+        samples: how many had been counted when that batch ended.
+    """
+
+    waits_for_epoch: bool = False
+    batch: int = -1
+    samples: int = 0
 
 
 class ParameterSync(keras.callbacks.Callback):
@@ -94,25 +110,18 @@ class ParameterSync(keras.callbacks.Callback):
         self.settings = Settings(
             what=what if what is not None else All(),
             when=when,
-            wire=wire,  # type: ignore[arg-type]
+            wire=wire_of(wire),
             whom=whom if whom is not None else Everyone(),
             rule=rule if rule is not None else Mean(),
             on_nonfinite=on_nonfinite,
         )
         self._name = name
-        self._home: keras.Model | None = None  # whose checkpoints hold this sync's state
-        self._place: str | None = None  # what they call it
-        self._saved: SavedState | None = None  # how it comes there; kept to be found again
-        self._engine: Engine | None = None
-        self._engine_for: tuple | None = None
-        self._loaded: dict[str, np.ndarray] | None = None
-        self._counter: SampleCounter | None = None
-        self._samples_before = 0
-        self._batch = -1
-        self._has_ended = True
-        self._has_started = True
         self._listeners: list[Callable[[Exchanged], None]] = []
         self._measures = self.settings.when.measures == "divergence"
+        self._attachment: Attachment | None = None  # from `attach` until there is another model
+        self._run: _Run | None = None  # from `begin` or `on_train_begin` until training ends or has failed
+        # From `set_model`, after which Keras makes its training function, until `fit` ends or another begins.
+        self._counter: SampleCounter | None = None
 
     # -- for loops of your own -------------------------------------------------------------------------
 
@@ -124,22 +133,20 @@ class ParameterSync(keras.callbacks.Callback):
         Raises:
             ValueError: if another sync of this name is attached already, or one that has it as its number.
         """
-        if self._home is not model:
-            self._move_out()
+        if self._attachment is not None and self._attachment.model is not model:
+            self._move_out(self._attachment)
         if self in attached(model):
             return
-        places = [other._place for other in attached(model)]
+        places = [other._attachment.place for other in attached(model)]
         if self._name in places:
             raise ValueError(
                 "`name` must differ between the syncs of one model, and from the numbers of those without. "
                 f"Received: name={self._name!r} twice."
             )
-        if self._saved is None:
-            self._saved = SavedState(self._state, self._restore)
-        take_down(model, self._saved)  # from its place among other syncs than today's
-        self._home, self._place = model, self._name or names.free_number(places)
+        if self._attachment is None:
+            self._attachment = Attachment(model)
         attach(model, self)
-        hang(model, self._place, self._saved)
+        self._attachment.hang(self._name or names.free_number(places))
 
     def begin(self, model: keras.Model, optimizer: keras.optimizers.Optimizer | None = None) -> None:
         """Compares the ranks and makes ready; every rank must call it, before the first step.
@@ -157,40 +164,43 @@ class ParameterSync(keras.callbacks.Callback):
     def _prepare(self, model, optimizer):
         comm = members(current(), self.settings.whom)
         self.attach(model)
-        self._has_ended = False
+        home = self._attachment
+        assert home is not None
+        self._run = _Run()
         optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
         problem, fragments = None, []
         try:
             fragments = self._fragments(comm, model, optimizer)
         except Exception as error:  # a user's predicate may raise anything
-            problem = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            problem = describe(error)
         pieces = [(id(p.variable), p.start, p.stop) for pieces in fragments for p in pieces]
-        made_for = (model, current().ledger, pieces, self._measures)
-        agreement.check(comm, "hvd.callbacks.ParameterSync", self._facts(fragments, made_for), problem)
+        purpose = Purpose(current().ledger, pieces, self._measures)
+        facts = self._facts(fragments, goes_on=home.made_for == purpose)
+        agreement.check(comm, "hvd.callbacks.ParameterSync", facts, problem)
         _warn_unless_alike(
             comm,
             [piece.variable for pieces in fragments for piece in pieces],
-            self._engine is None and self._loaded is None,
+            home.engine is None and home.loaded is None,
         )
-        if self._engine is not None and self._engine_for == made_for:
-            self._engine.train_with(optimizer)
+        if home.engine is not None and home.made_for == purpose:
+            home.engine.train_with(optimizer)
             return
-        if self._engine_for is not None and self._engine_for[:3] == made_for[:3]:
-            self._loaded = self._state()  # only what is measured has changed
+        if home.made_for is not None and home.made_for.differs_in_measuring_only(purpose):
+            home.loaded = home.state()
         kind = AsynchronousEngine if self.is_asynchronous else StepwiseEngine
         name = names.agree(comm, self._name)
-        self._engine = kind(name, self.settings, fragments, comm, self._measures, self._tell, optimizer)
-        names.take(name, self._engine)
-        self._engine_for = made_for
-        self._engine.share_centres()
+        home.engine = kind(name, self.settings, fragments, comm, self._measures, self._tell, optimizer)
+        names.take(name, home.engine)
+        home.made_for = purpose
+        home.engine.share_centres()
 
     def _start(self, epoch):
         """Takes up what has been loaded, if all ranks have loaded the same point of training."""
-        engine = self._running()
+        engine, home = self._running(), self._attachment
         problem = None
-        if self._loaded is not None:
+        if home is not None and home.loaded is not None:
             try:
-                self._restore(self._loaded)
+                home.restore(home.loaded)
             except ValueError as error:
                 problem = str(error)
         facts: dict[str, object] = {}
@@ -217,11 +227,11 @@ class ParameterSync(keras.callbacks.Callback):
 
     def end(self) -> None:
         """Finishes what is on its way; every rank must call it. A second call does nothing."""
-        if self._has_ended:
+        if self._run is None:
             return
         _require_eager("end")
         self._start_once()
-        self._has_ended = True
+        self._run = None
         engine = self._running()
         has_landed = engine.land()
         optimizer = innermost(self.model.optimizer) if self.model is not None else None
@@ -232,7 +242,7 @@ class ParameterSync(keras.callbacks.Callback):
 
     def abandon(self) -> None:
         """Forgets a training that has failed: exchanges on their way are not merged."""
-        self._has_ended = True
+        self._run = None
         if self._engine is not None:
             self._engine.abandon()
 
@@ -292,7 +302,7 @@ class ParameterSync(keras.callbacks.Callback):
 
     def set_model(self, model):
         for sync in [self, *attached(model)]:
-            if not sync._has_ended:
+            if sync._run is not None:  # of a `fit` that has died: Keras has not said that it ended
                 sync.abandon()
                 sync._let_go()
         self._let_go()
@@ -307,28 +317,28 @@ class ParameterSync(keras.callbacks.Callback):
         if is_built(self.model):
             build(optimizer, self.model.trainable_variables)
         self._prepare(self.model, optimizer)
-        self._has_started = False
-        self._samples_before = self._counter.total() if self._counter else 0
+        self._run = _Run(waits_for_epoch=True, samples=self._counter.total() if self._counter else 0)
 
     def on_epoch_begin(self, epoch, logs=None):
-        # Only now, as a BackupAndRestore may have loaded weights when training began, after this callback.
         self._start_once(epoch)
-        self._batch = -1
+        self._training().batch = -1
 
     def _start_once(self, epoch=None):
-        if not self._has_started:
-            self._has_started = True
+        run = self._training()
+        if run.waits_for_epoch:
+            run.waits_for_epoch = False
             self._start(epoch)
 
     def on_train_batch_end(self, batch, logs=None):
+        run = self._training()
         known = (self.params or {}).get("steps")
         if known is not None:  # with steps_per_execution Keras counts the last call as if it were full
             batch = min(batch, known - 1)
-        steps, self._batch = batch - self._batch, batch
+        steps, run.batch = batch - run.batch, batch
         samples = 0
         if self._counter is not None:
-            before, self._samples_before = self._samples_before, self._counter.total()
-            samples = self._samples_before - before
+            before, run.samples = run.samples, self._counter.total()
+            samples = run.samples - before
         self.step(steps, samples)
 
     def on_epoch_end(self, epoch, logs=None):
@@ -343,7 +353,7 @@ class ParameterSync(keras.callbacks.Callback):
         self._let_go()
 
     def _let_go(self):
-        """Leaves the model as it was; the sync's state stays a part of its checkpoints."""
+        """Leaves the model's training as it was; the sync's state stays a part of its checkpoints."""
         if self._counter is not None:
             self._counter.release()
             self._counter = None
@@ -367,9 +377,9 @@ class ParameterSync(keras.callbacks.Callback):
             )
         return self.settings.what.fragments(model, optimizer)
 
-    def _facts(self, fragments, made_for):
+    def _facts(self, fragments, goes_on):
         facts = self.settings.facts() | {"name": self._name, "measures": self._measures}
-        facts["goes on from an earlier training"] = self._engine_for == made_for
+        facts["goes on from an earlier training"] = goes_on
         for i, pieces in enumerate(fragments):
             facts[f"fragment {i}"] = [(piece.label, piece.shape) for piece in pieces]
         if not self.is_asynchronous:
@@ -377,36 +387,34 @@ class ParameterSync(keras.callbacks.Callback):
             facts["epochs"] = (self.params or {}).get("epochs")
         return facts
 
-    def _move_out(self):
+    def _move_out(self, home: Attachment):
         """Leaves nothing of itself with the model that it has worked on, nor takes anything along."""
-        if self._home is None or self._saved is None:
-            return
-        if not self._has_ended:
+        if self._run is not None:
             self.abandon()
-        detach(self._home, self)
-        take_down(self._home, self._saved)
-        self._home = self._engine = self._engine_for = self._loaded = None
+        detach(home.model, self)
+        home.take_down()
+        self._attachment = None
+
+    @property
+    def _engine(self) -> Engine | None:
+        return None if self._attachment is None else self._attachment.engine
 
     def _running(self) -> Engine:
         if self._engine is None:
-            raise RuntimeError("ParameterSync has not begun: call `sync.begin(model)`, or pass it to `fit`.")
+            raise RuntimeError(_NOT_BEGUN)
         return self._engine
+
+    def _training(self) -> _Run:
+        if self._run is None:
+            raise RuntimeError(_NOT_BEGUN)
+        return self._run
 
     def _tell(self, exchanged):
         for listener in self._listeners:
             listener(exchanged)
 
-    def _state(self):
-        if self._engine is None:
-            return self._loaded or {}
-        return self._engine.state()
 
-    def _restore(self, found):
-        if self._engine is None:
-            self._loaded = found
-        else:
-            self._engine.restore(found)
-            self._loaded = None
+_NOT_BEGUN = "ParameterSync has not begun: call `sync.begin(model)`, or pass it to `fit`."
 
 
 def _require_eager(method):
@@ -423,8 +431,7 @@ def _warn_unless_alike(comm, variables, is_fresh):
         return
     digests = comm.allgather_object(digest(variables) if is_fresh else None, "hvdext.sync.digest")
     if comm.rank == 0 and None not in digests and len(set(digests)) > 1:
-        warnings.warn(
+        warn(
             "The ranks start from different weights. Put hvd.callbacks.BroadcastGlobalVariablesCallback(0) "
-            "or hvd.callbacks.WarmupPerturbation before ParameterSync, unless that is what you want.",
-            stacklevel=3,
+            "or hvd.callbacks.WarmupPerturbation before ParameterSync, unless that is what you want."
         )

@@ -64,14 +64,14 @@ class Piece:
         return Piece(self.variable, self.start, other.stop, self.kind)
 
 
-def _owner(slot, model):
+def owner_of(slot, model):
     """The variable that Keras has named `slot` after, or None: `adam/dense_kernel_momentum`."""
     name = path_of(slot).rsplit("/", 1)[-1]
     owners = [v for v in model.trainable_variables if name.startswith(path_of(v).replace("/", "_") + "_")]
     return max(owners, key=lambda owner: len(path_of(owner)), default=None)
 
 
-def _by_layer(pieces: Sequence[Piece], model) -> list[list[Piece]]:
+def by_layer(pieces: Sequence[Piece], model) -> list[list[Piece]]:
     """The pieces by layer, in the model's order."""
     places: dict[str, int] = {}
     for variable in model.variables:
@@ -79,7 +79,7 @@ def _by_layer(pieces: Sequence[Piece], model) -> list[list[Piece]]:
     layers: dict[int, list[Piece]] = {}
     strays = []
     for piece in pieces:
-        owner = _owner(piece.variable, model) if piece.kind == "slot" else piece.variable
+        owner = owner_of(piece.variable, model) if piece.kind == "slot" else piece.variable
         if owner is None or _parent(owner) not in places:
             strays.append(piece)
         else:
@@ -93,7 +93,8 @@ def _parent(variable) -> str:
     return path_of(variable).rpartition("/")[0]
 
 
-def _dealt_layers(layers: list[list[Piece]], fragments: int, order: str) -> list[list[Piece]]:
+def dealt_layers(layers: list[list[Piece]], fragments: int, order: str) -> list[list[Piece]]:
+    """Deals whole layers to `fragments` fragments, in the `order` that `Rotating` describes."""
     if order == "strided":
         runs = [layers[i::fragments] for i in range(fragments)]
     else:
@@ -102,7 +103,8 @@ def _dealt_layers(layers: list[list[Piece]], fragments: int, order: str) -> list
     return [[piece for layer in run for piece in layer] for run in runs]
 
 
-def _dealt_elements(pieces: Sequence[Piece], elements: int, fragments: int, order: str) -> list[list[Piece]]:
+def dealt_elements(pieces: Sequence[Piece], elements: int, fragments: int, order: str) -> list[list[Piece]]:
+    """Deals the `elements` of `pieces` to `fragments` fragments, in the `order` that `Rotating` describes."""
     rounds = _STRIDES if order == "strided" else 1
     sizes = [_share(elements, i, fragments) for i in range(fragments)]
     dealt: list[list[Piece]] = [[] for _ in range(fragments)]

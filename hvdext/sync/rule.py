@@ -1,7 +1,14 @@
 """What becomes of the ranks' mean: three rules, as arithmetic on flat vectors.
 
-In all formulas x is this rank's values now, s what they were when the exchange started (s = x without delay)
-and m the mean of the s of all ranks that met.
+The symbols in all formulas, of which the left arrow `<-` makes the next values:
+
+    x    this rank's values now
+    s    what they were when the exchange started, as the wire has brought them; s = x without delay and loss
+    m    the mean of the s of all ranks that have met
+    c    the centre, values that all of them have in common; some rules and wires need it
+    d    the mean displacement from the centre, m - c: with a centre it is what travels
+
+A rule's methods are pure: tensors in, tensors out. `engine/fragment.py` reads and writes the variables.
 """
 
 from __future__ import annotations
@@ -13,7 +20,8 @@ import keras
 import tensorflow as tf
 
 from hvdext.common.arguments import suggests_keywords
-from hvdext.common.checks import require_number
+from hvdext.common.checks import require_choice, require_number
+from hvdext.common.wording import describe
 from hvdext.gradients.apply_hook import hooks_of
 
 _WEIGHTS = (None, "samples", "steps")
@@ -24,11 +32,37 @@ class Rule:
 
     Attributes:
         weight_by: None, "samples" or "steps": what a rank's share in the mean is proportional to.
-        keeps_centre: True if the rule needs values of its own besides the ranks': the same on all of them.
     """
 
     weight_by: str | None = None
-    keeps_centre = False
+
+    @property
+    def keeps_centre(self) -> bool:
+        """Whether the rule needs values of its own besides the ranks': the same on all of them."""
+        return False
+
+    def centred(self, c: tf.Tensor, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """With a centre: what the ranks move towards, and the next centre.
+
+            target = m = c + d
+            c <- m
+
+        Args:
+            c: the centre.
+            d: the mean displacement from it.
+        """
+        mean = c + d
+        return mean, mean
+
+    def merged(self, x: tf.Tensor, s: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+        """The next x.
+
+        Args:
+            x: this rank's values now.
+            s: when the exchange started.
+            target: m, or what `centred` says.
+        """
+        raise NotImplementedError
 
 
 @suggests_keywords
@@ -37,6 +71,8 @@ class Mean(Rule):
     """Everybody takes the mean, and keeps what it has learned since the exchange started.
 
         x <- x + (m - s),   which is m without delay
+
+    With a centre, which only coarse wires need, it follows the mean: c <- m.
 
     Local SGD (Stich 2019, arXiv:1805.09767); with delay, as in DaSGD (Zhou et al. 2020, arXiv:2006.00441) an
     average arrives while training has gone on.
@@ -52,14 +88,16 @@ class Mean(Rule):
     weight_by: str | None = None
 
     def __post_init__(self):
-        if self.weight_by not in _WEIGHTS:
-            raise ValueError(
-                f"`weight_by` must be one of {_WEIGHTS}. Received: weight_by={self.weight_by!r}."
-            )
+        require_choice("weight_by", self.weight_by, _WEIGHTS)
 
-    def correction(self, start: tf.Tensor, mean: tf.Tensor) -> tf.Tensor:
-        """What to add to the values."""
-        return mean - start
+    def merged(self, x: tf.Tensor, s: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+        """As in `Rule`: the mean, and what was learned meanwhile.
+
+        x <- m              if nothing has changed since the start: all ranks' bits are then equal
+        x <- x + (m - s)    otherwise
+        """
+        is_untouched = tf.reduce_all(tf.equal(x, s))
+        return tf.where(is_untouched, target, x + (target - s))
 
 
 @suggests_keywords
@@ -86,21 +124,36 @@ class Pull(Rule):
     centre_rate: float | None = None
 
     def __post_init__(self):
-        require_number("alpha", self.alpha, lambda alpha: 0 < alpha <= 1, "lie in (0, 1]")
-        if self.centre_rate is not None:
-            require_number("centre_rate", self.centre_rate, lambda rate: 0 < rate <= 1, "lie in (0, 1]")
         # Ranks compare settings by how they print: 1 and 1.0 are the same.
-        object.__setattr__(self, "alpha", float(self.alpha))
-        object.__setattr__(self, "centre_rate", None if self.centre_rate is None else float(self.centre_rate))
+        alpha = require_number("alpha", self.alpha, lambda alpha: 0 < alpha <= 1, "lie in (0, 1]")
+        object.__setattr__(self, "alpha", float(alpha))
+        if self.centre_rate is not None:
+            rate = require_number(
+                "centre_rate", self.centre_rate, lambda rate: 0 < rate <= 1, "lie in (0, 1]"
+            )
+            object.__setattr__(self, "centre_rate", float(rate))
 
     @property
-    def keeps_centre(self) -> bool:  # type: ignore[override]
+    def keeps_centre(self) -> bool:
         """As in `Rule`."""
         return self.centre_rate is not None
 
-    def correction(self, start: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-        """What to add to the values; `target` is the mean or the centre."""
-        return tf.constant(self.alpha, start.dtype) * (target - start)
+    def centred(self, c: tf.Tensor, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """As in `Rule`; with `centre_rate` as the elastic averaging of Zhang et al., eqs. 5 and 6.
+
+        target = c                       as it was
+        c <- c + centre_rate (m - c)     where m - c = d
+        """
+        if self.centre_rate is None:
+            return super().centred(c, d)
+        return c, c + tf.constant(self.centre_rate, c.dtype) * d
+
+    def merged(self, x: tf.Tensor, s: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+        """As in `Rule`: a part of the way.
+
+        x <- x + alpha (target - s)
+        """
+        return x + tf.constant(self.alpha, s.dtype) * (target - s)
 
 
 class Outer(Rule):
@@ -126,8 +179,6 @@ class Outer(Rule):
         ValueError: if `alpha` lies outside.
     """
 
-    keeps_centre = True
-
     @suggests_keywords
     def __init__(self, optimizer: keras.optimizers.Optimizer, alpha: float = 0.0):
         wrapped = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
@@ -136,8 +187,7 @@ class Outer(Rule):
                 "`optimizer` must be a plain Keras optimizer, such as keras.optimizers.SGD(0.7), "
                 f"neither scaled nor distributed. Received: optimizer={optimizer!r}."
             )
-        require_number("alpha", alpha, lambda alpha: 0 <= alpha <= 1, "lie in [0, 1]")
-        self.alpha = float(alpha)
+        self.alpha = float(require_number("alpha", alpha, lambda alpha: 0 <= alpha <= 1, "lie in [0, 1]"))
         # Keras would look for the class by its name, and not find one of the user's own.
         self._kind = type(optimizer)
         try:
@@ -149,12 +199,37 @@ class Outer(Rule):
             raise TypeError(
                 "`optimizer` (`outer` of a preset) must be one that its class can make again, by "
                 f"{self._kind.__name__}.from_config(optimizer.get_config()), as each fragment has a copy. "
-                f"Received: {optimizer!r}, with {type(error).__name__}: {error}"
+                f"Received: {optimizer!r}, with {describe(error)}"
             ) from error
+
+    @property
+    def keeps_centre(self) -> bool:
+        """As in `Rule`."""
+        return True
 
     def new_optimizer(self) -> keras.optimizers.Optimizer:
         """A fresh copy of the outer optimizer."""
         return self._kind.from_config(copy.deepcopy(self._config))
+
+    def gradient(self, d: tf.Tensor) -> tf.Tensor:
+        """What the outer optimizer takes for a gradient.
+
+            g = c - m = -d
+
+        Args:
+            d: the mean displacement from the centre.
+        """
+        return -d
+
+    def merged(self, x: tf.Tensor, s: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+        """As in `Rule`; `target` is the centre that the outer optimizer has moved, and s does not count.
+
+        x <- alpha x + (1 - alpha) c,   which is c, whatever x is, for alpha = 0
+        """
+        if not self.alpha:
+            return target
+        alpha = tf.constant(self.alpha, x.dtype)
+        return alpha * x + (1 - alpha) * target
 
     def __repr__(self) -> str:
         return f"Outer({self._kind.__name__}({self._config}), alpha={self.alpha})"

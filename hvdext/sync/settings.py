@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from hvdext.common.checks import require_choice
 from hvdext.sync.rule import Mean, Outer, Pull, Rule
 from hvdext.sync.what import What
 from hvdext.sync.when import When
 from hvdext.sync.whom import Hierarchical, Whom
-from hvdext.sync.wire import Wire, wire_of
+from hvdext.sync.wire import Wire
 
 ON_NONFINITE = ("raise", "skip_rank")
 
@@ -37,11 +38,7 @@ class Settings:
                     f"`{name}` must be one of hvd.sync's answers to it, such as {_EXAMPLES[name]}. "
                     f"Received: {name}={value!r}."
                 )
-        object.__setattr__(self, "wire", wire_of(self.wire))
-        if self.on_nonfinite not in ON_NONFINITE:
-            raise ValueError(
-                f"`on_nonfinite` must be one of {ON_NONFINITE}. Received: on_nonfinite={self.on_nonfinite!r}."
-            )
+        require_choice("on_nonfinite", self.on_nonfinite, ON_NONFINITE)
         self.when.check_fragments(self.what.count)
         if self.rule.keeps_centre and not self.whom.shares_reference:
             raise ValueError(

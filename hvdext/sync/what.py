@@ -6,18 +6,18 @@ and dtypes only, so that all ranks cut alike.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from hvdext.common.arguments import suggests_keywords
-from hvdext.common.checks import require_whole
+from hvdext.common.checks import require_choice, require_whole
 from hvdext.keras_tools.selection import check_select, path_of
-from hvdext.sync.pieces import Piece, _by_layer, _dealt_elements, _dealt_layers, _owner
+from hvdext.sync.pieces import Piece, by_layer, dealt_elements, dealt_layers, owner_of
 
 _BY = ("layers", "bytes")
 _ORDER = ("strided", "sequential")
@@ -110,8 +110,8 @@ class Matching(What):
         slots: bool = False,
     ):
         alone = len(patterns) == 1 and (callable(patterns[0]) or isinstance(patterns[0], (list, tuple)))
-        chosen = patterns[0] if alone else patterns
-        check_select(chosen, "patterns")  # type: ignore[arg-type]
+        chosen: Any = patterns[0] if alone else patterns
+        check_select(chosen, "patterns")
         object.__setattr__(self, "patterns", chosen if callable(chosen) else tuple(chosen))
         _set_kinds(self, trainable, non_trainable, slots)
         object.__setattr__(self, "complement", False)
@@ -193,12 +193,12 @@ class Rotating(What):
     def __init__(
         self, fragments: int, *, by: str = "layers", order: str = "strided", what: What | None = None
     ):
-        require_whole("fragments", fragments, 1)
-        _require_choice("by", by, _BY)
-        _require_choice("order", order, _ORDER)
+        count = require_whole("fragments", fragments, 1)
+        require_choice("by", by, _BY)
+        require_choice("order", order, _ORDER)
         if what is not None and (not isinstance(what, What) or isinstance(what, Rotating)):
             raise TypeError(f"`what` must be All(...), Matching(...) or ~Matching(...). Received: {what!r}.")
-        object.__setattr__(self, "count", fragments)
+        object.__setattr__(self, "count", count)
         object.__setattr__(self, "by", by)
         object.__setattr__(self, "order", order)
         object.__setattr__(self, "what", All() if what is None else what)
@@ -206,13 +206,13 @@ class Rotating(What):
     def fragments(self, model: keras.Model, optimizer=None) -> list[list[Piece]]:
         """As in `What`."""
         (pieces,) = self.what.fragments(model, optimizer)
-        layers = _by_layer(pieces, model)
+        layers = by_layer(pieces, model)
         if self.by == "layers":
             self._require_enough(len(layers), "layers")
-            return _dealt_layers(layers, self.count, self.order)
+            return dealt_layers(layers, self.count, self.order)
         elements = sum(piece.size for piece in pieces)
         self._require_enough(elements, "elements")
-        return _dealt_elements([p for layer in layers for p in layer], elements, self.count, self.order)
+        return dealt_elements([p for layer in layers for p in layer], elements, self.count, self.order)
 
     def __repr__(self) -> str:
         return f"Rotating({self.count}, by={self.by!r}, order={self.order!r}, what={self.what!r})"
@@ -271,22 +271,10 @@ def _slots(model, optimizer):
         received = "no optimizer" if optimizer is None else f"{optimizer.name!r}, which is not built"
         raise ValueError(f"`slots=True` needs an optimizer that is built. Received: {received}.")
     variables = [v for v in optimizer.variables if _is_averaged(v)]
-    return [v for v in variables if len(v.shape) > 0 or _owner(v, model) is not None]
-
-
-# -- cutting ------------------------------------------------------------------------------------------
+    return [v for v in variables if len(v.shape) > 0 or owner_of(v, model) is not None]
 
 
 # -- messages -----------------------------------------------------------------------------------------
-
-
-def _require_choice(name, value, choices):
-    if value in choices:
-        return
-    nearest = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    listed = " or ".join(repr(choice) for choice in choices)
-    raise ValueError(f"`{name}` must be {listed}. Received: {name}={value!r}.{hint}")
 
 
 def _require_match(matches: list[bool], received: str, paths: list[str]) -> None:

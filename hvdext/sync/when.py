@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hvdext.common.arguments import suggests_keywords
-from hvdext.common.checks import require_number
+from hvdext.common.checks import require_number, require_positive, require_whole
 
 
 class Schedule:
@@ -45,15 +45,18 @@ class When:
 
     Attributes:
         delay: steps of training between an exchange's start and its merge.
-        measures: None, or what `Schedule.learn` is to be told: "divergence" or "overhead".
         is_asynchronous: True if exchanges do not follow the steps.
         max_staleness: of an asynchronous answer, steps without an exchange after which training waits.
     """
 
     delay: int = 0
     max_staleness: int | None = None
-    measures: str | None = None
     is_asynchronous = False
+
+    @property
+    def measures(self) -> str | None:
+        """None, or what `Schedule.learn` is to be told: "divergence" or "overhead"."""
+        return None
 
     def check_fragments(self, fragments: int) -> None:
         """Refuses more fragments than there are turns for."""
@@ -95,9 +98,9 @@ class Every(When):
     warmup_steps: int = 0
 
     def __post_init__(self):
-        _require_steps("steps", self.steps, 1)
-        _require_steps("delay", self.delay, 0)
-        _require_steps("warmup_steps", self.warmup_steps, 0)
+        _settle(self, "steps", require_whole("steps", self.steps, 1))
+        _settle(self, "delay", require_whole("delay", self.delay, 0))
+        _settle(self, "warmup_steps", require_whole("warmup_steps", self.warmup_steps, 0))
         if self.delay >= self.steps:
             raise ValueError(f"`delay` must be below `steps`, {self.steps}. Received: delay={self.delay}.")
 
@@ -193,7 +196,7 @@ class Always(When):
 
     def __post_init__(self):
         if self.max_staleness is not None:
-            _require_steps("max_staleness", self.max_staleness, 1)
+            _settle(self, "max_staleness", require_whole("max_staleness", self.max_staleness, 1))
 
 
 @suggests_keywords
@@ -231,9 +234,9 @@ class Adaptive(When):
 
     def __post_init__(self):
         divergence, overhead = self.divergence, self.overhead
-        _require_steps("min", self.min, 1)
-        _require_steps("max", self.max, self.min)
-        _require_steps("delay", self.delay, 0)
+        _settle(self, "min", require_whole("min", self.min, 1))
+        _settle(self, "max", require_whole("max", self.max, self.min))
+        _settle(self, "delay", require_whole("delay", self.delay, 0))
         if self.delay >= self.min:
             raise ValueError(f"`delay` must be below `min`, {self.min}. Received: delay={self.delay}.")
         if (divergence is None) == (overhead is None):
@@ -242,12 +245,13 @@ class Adaptive(When):
                 f"Received: divergence={divergence!r}, overhead={overhead!r}."
             )
         if divergence is not None:
-            require_number("divergence", divergence, lambda target: target > 0, "be a number above 0")
+            _settle(self, "divergence", require_positive("divergence", divergence))
         if overhead is not None:
-            require_number("overhead", overhead, lambda target: 0 < target < 1, "lie between 0 and 1")
+            share = require_number("overhead", overhead, lambda target: 0 < target < 1, "lie between 0 and 1")
+            _settle(self, "overhead", share)
 
     @property
-    def measures(self) -> str:  # type: ignore[override]
+    def measures(self) -> str:
         """As in `When`."""
         return "divergence" if self.divergence is not None else "overhead"
 
@@ -301,8 +305,6 @@ class _AdaptiveSchedule(Schedule):
         self.interval, self._turns, self._last = state
 
 
-def _require_steps(name, value, lowest):
-    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-        raise ValueError(
-            f"`{name}` must be a whole number of steps, at least {lowest}. Received: {name}={value!r}."
-        )
+def _settle(answer, name, value):
+    """Sets a field of a frozen answer to Python's own number: ranks compare answers by how they print."""
+    object.__setattr__(answer, name, value)

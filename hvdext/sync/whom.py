@@ -15,7 +15,7 @@ import numpy as np
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.process_sets import ProcessSet, are_ranks
 from hvdext.common.arguments import suggests_keywords
-from hvdext.common.checks import require_whole
+from hvdext.common.checks import is_whole, require_whole
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,8 @@ class Pairs(Whom):
     seed: int = 0
 
     def __post_init__(self):
-        require_whole("seed", self.seed, 0)
+        # Python's own number: ranks compare answers by how they print.
+        object.__setattr__(self, "seed", require_whole("seed", self.seed, 0))
 
     def check(self, comm: Communicator) -> None:
         """As in `Whom`."""
@@ -224,9 +225,8 @@ class Hierarchical(Whom):
 
     @suggests_keywords
     def __init__(self, groups: Sequence[ProcessSet | Sequence[int]], every: int):
-        require_whole("every", every, 1)
+        object.__setattr__(self, "every", require_whole("every", every, 1))
         object.__setattr__(self, "groups", _disjoint(groups))
-        object.__setattr__(self, "every", every)
 
     def check(self, comm: Communicator) -> None:
         """As in `Whom`."""
@@ -257,6 +257,7 @@ def _disjoint(groups) -> tuple[tuple[int, ...], ...]:
         lists = [list(group.ranks if isinstance(group, ProcessSet) else group) for group in groups]
     except TypeError:
         raise ValueError(f"{rule} Received: groups={groups!r}.") from None
+    lists = [[int(rank) if is_whole(rank, 0) else rank for rank in ranks] for ranks in lists]
     if not lists or not all(lists) or not are_ranks([rank for ranks in lists for rank in ranks]):
         raise ValueError(f"{rule} Received: groups={_listed(lists)}.")
     return tuple(tuple(sorted(ranks)) for ranks in lists)

@@ -7,12 +7,12 @@ and not the whole model.
 from __future__ import annotations
 
 import abc
-import difflib
 from dataclasses import dataclass
 
 import tensorflow as tf
 
 from hvdext.common.arguments import suggests_keywords
+from hvdext.common.checks import require_choice
 
 _ROUNDINGS = ("stochastic", "error_feedback")
 _SMALLEST = 2.0**-126  # below it TensorFlow may take a float32 for zero, or not: that depends on the thread
@@ -54,14 +54,8 @@ class Wire:
 
     def __post_init__(self):
         format, rounding = self.format, self.rounding
-        if not isinstance(format, str) or format not in _FORMATS:
-            raise ValueError(
-                f"`wire` must be one of {tuple(_FORMATS)}. {_received('wire', format, _FORMATS)}"
-            )
-        if rounding not in _ROUNDINGS:
-            raise ValueError(
-                f"`rounding` must be one of {_ROUNDINGS}. {_received('rounding', rounding, _ROUNDINGS)}"
-            )
+        require_choice("wire", format, tuple(_FORMATS))
+        require_choice("rounding", rounding, _ROUNDINGS)
         if rounding == "error_feedback" and not isinstance(_FORMATS[format], _Integers):
             raise ValueError(
                 "`rounding` 'error_feedback' needs the format 'int8' or 'int4'. "
@@ -263,9 +257,3 @@ def _with_leading(rows, model, length):
 
 def _byte(value):
     return tf.constant(value, tf.uint8)
-
-
-def _received(name, value, choices):
-    nearest = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return f"Received: {name}={value!r}.{hint}"

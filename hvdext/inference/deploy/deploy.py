@@ -20,7 +20,7 @@ from hvdext.common.arguments import suggests_keywords
 from hvdext.inference.deploy import hosts
 from hvdext.inference.deploy.manifest import CHUNK_BYTES, Manifest, chunks, describe, kind_of
 from hvdext.inference.deploy.model_store import Store, Writer
-from hvdext.inference.deploy.relay import hand_on, number_of_steps
+from hvdext.inference.deploy.relay import number_of_steps, relay
 from hvdext.inference.deploy.saved_model import SavedModel
 
 
@@ -134,22 +134,22 @@ def _delivered(comm: Communicator, root: int, source: _Source, cache, verbose: i
         error = failure
     raise_on_all(comm, error, f"{source.path} cannot be received", "hvdext.deploy.ready")
     everyone = comm.allgather_object((writer is not None, str(place)), "hvdext.deploy.places")
-    chain = [root, *(rank for rank, (needs, _) in enumerate(everyone) if needs)]
-    if len(chain) > 1:
+    route = [root, *(rank for rank, (needs, _) in enumerate(everyone) if needs)]
+    if len(route) > 1:
         if verbose and comm.rank == 0:
-            print(f"{Path(source.path).name}: to {len(chain) - 1} of {len(set(leaders))} hosts")
-        error = _send(comm, chain, source, writer, verbose)
+            print(f"{Path(source.path).name}: to {len(route) - 1} of {len(set(leaders))} hosts")
+        error = _send(comm, route, source, writer, verbose)
         raise_on_all(comm, error, f"{source.path} has not arrived", "hvdext.deploy.received")
     return Path(everyone[leaders[comm.rank]][1])
 
 
 def _send(
-    comm: Communicator, chain: Sequence[int], source: _Source, writer: Writer | None, verbose: int
+    comm: Communicator, route: Sequence[int], source: _Source, writer: Writer | None, verbose: int
 ) -> OSError | None:
     """Sends or receives the files; returns what went wrong on this rank, for which the others do not stop."""
     manifest, failed = source.manifest, list[OSError]()
     parts, count = chunks(source.path, manifest, CHUNK_BYTES), manifest.chunks(CHUNK_BYTES)
-    steps = number_of_steps(chain, count)
+    steps = number_of_steps(route, count)
     bar = keras.utils.Progbar(steps, unit_name="chunk") if verbose and comm.rank == 0 else None
 
     def next_chunk():
@@ -169,7 +169,7 @@ def _send(
 
     try:
         with writer or contextlib.nullcontext():
-            hand_on(comm, chain, count, next_chunk, take, bar.update if bar else _nothing)
+            relay(comm, route, count, next_chunk, take, bar.update if bar else _nothing)
             if failed:
                 raise failed[0]
     except OSError as failure:

@@ -13,20 +13,20 @@ _NAME = "hvdext.deploy.chunk"
 _NOTHING = np.zeros(0, np.uint8)
 
 
-def number_of_steps(chain: Sequence[int], count: int) -> int:
-    """How many steps it takes until the last rank of `chain` has `count` chunks."""
-    return count + len(chain) - 2 if count else 0
+def number_of_steps(route: Sequence[int], count: int) -> int:
+    """How many steps it takes until the last rank of `route` has `count` chunks."""
+    return count + len(route) - 2 if count else 0
 
 
-def hand_on(
+def relay(
     comm: Communicator,
-    chain: Sequence[int],
+    route: Sequence[int],
     count: int,
     next_chunk: Callable[[], bytes],
     take: Callable[[np.ndarray], None],
     step_done: Callable[[int], None],
 ) -> None:
-    """Gives `count` chunks from the first rank of `chain` to all others of it. Every rank must call it.
+    """Gives `count` chunks from the first rank of `route` to all others of it. Every rank must call it.
 
     At step t the first rank sends chunk t to the second, which sends chunk t - 1 to the third, and so on. A
     chunk goes once over each link, all links are busy at the same time, and nobody holds more than two:
@@ -37,19 +37,19 @@ def hand_on(
 
     Args:
         comm: all ranks.
-        chain: ranks of `comm`, each once.
+        route: ranks of `comm`, each once.
         count: how many chunks there are.
         next_chunk: called on the first rank, once for each chunk; must not raise.
-        take: called on the other ranks of the chain with each chunk, in order, uint8; must not raise.
+        take: called on the other ranks of the route with each chunk, in order, uint8; must not raise.
         step_done: called with the number of steps so far.
     """
-    place = chain.index(comm.rank) if comm.rank in chain else None
+    place = route.index(comm.rank) if comm.rank in route else None
     held = _NOTHING
-    for step in range(number_of_steps(chain, count)):
+    for step in range(number_of_steps(route, count)):
         out, splits = _NOTHING, np.zeros(comm.size, np.int32)
-        if place is not None and place < len(chain) - 1 and 0 <= step - place < count:
+        if place is not None and place < len(route) - 1 and 0 <= step - place < count:
             out = np.frombuffer(next_chunk(), np.uint8) if place == 0 else held
-            splits[chain[place + 1]] = len(out)
+            splits[route[place + 1]] = len(out)
         received = comm.alltoall(tf.constant(out), splits, _NAME).numpy()
         if place and 0 <= step - place + 1 < count:
             take(received)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from hvdext.collectives.metric_sums import Share, combine
+from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import current
+from hvdext.comm.failures import Told, raise_for, told
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.checks import require_choice
 from hvdext.inference.predict.predict import VERBOSE
@@ -17,6 +19,7 @@ from hvdext.inference.predict.preflight import prepare
 from hvdext.inference.predict.progress import Progress
 from hvdext.inference.predict.sources.source import Source, order_problem
 from hvdext.inference.predict.sources.sources import make_source
+from hvdext.keras_tools.metrics import in_order, results_of
 
 
 @suggests_keywords
@@ -56,7 +59,8 @@ def evaluate(
     Raises:
         ValueError: on every rank alike, if an argument breaks its rule, there are no rows, or ranks differ in
             model, data or arguments.
-        RuntimeError: on every rank alike, if the model or the data fails on one of them.
+        RuntimeError: on every rank alike, or an error of a more fitting class (`ValueError`, `OSError`), if
+            the model or the data fails on one of them.
     """
     comm = current()
 
@@ -71,33 +75,60 @@ def evaluate(
         return make_source(x, y, sample_weight, batch_size, parse)
 
     source, _ = prepare(comm, "hvd.evaluate", model, make, {}, check)
-    share, names, problem, cause = Share(None, {}), [], None, None
-    try:
-        level = verbose if comm.rank == 0 else 0
-        logs = _run(model, source, comm.rank, comm.size, level)
-        if logs is not None:
-            share = Share(model, {}).take_logs(logs)
-            names = _in_keras_order(model, logs)
-    except Exception as error:
-        problem, cause = f"rank {comm.rank}: {type(error).__name__}: {error}", error
-    mine = (share.facts(), names, problem, source.seen, list(source.landmarks))
-    everyone = comm.allgather_object(mine, "hvdext.evaluate.shares")
-    problems = [found for _, _, found, _, _ in everyone if found is not None]
-    if problems:
-        raise RuntimeError(f"hvd.evaluate has failed: {'; '.join(problems)}") from cause
-    problem = order_problem([landmarks for *_, landmarks in everyone])
-    if problem is not None:
-        raise ValueError(problem)
-    seen = [count for _, _, _, count, _ in everyone]
-    if len(set(seen)) > 1:
-        raise ValueError(f"`x` must have the same batches on all ranks. Received, by rank: {seen} batches.")
-    results = combine(comm, [facts for facts, *_ in everyone], share)
+    share, everyone = _shares(comm, model, source, verbose if comm.rank == 0 else 0)
+    _require_the_same_data(everyone)
+    results = combine(comm, [one.facts for one in everyone], share)
     if not results:
         raise ValueError("`x` must have at least one row. Received: none.")
     if return_dict:
         return dict(sorted(results.items()))  # as Keras does it
-    order = next(names for _, names, *_ in everyone if names)
+    order = next(one.names for one in everyone if one.names)
     return [results[name] for name in order] if len(order) > 1 else results[order[0]]
+
+
+class _Told(NamedTuple):
+    """What a rank tells the others after its batches.
+
+    Attributes:
+        facts: of its share of the metrics.
+        names: of the logs, in Keras' order; none without a batch.
+        failure: what it tells of an error.
+        seen: batches that it has gone through.
+        landmarks: fingerprints of some of them.
+    """
+
+    facts: dict[str, Any]
+    names: list[str]
+    failure: Told | None
+    seen: int
+    landmarks: list[str]
+
+
+def _shares(comm: Communicator, model: keras.Model, source: Source, verbose) -> tuple[Share, list[_Told]]:
+    """Runs this rank's batches; returns its share of the metrics, and what every rank tells."""
+    share, names, failure = Share(None, {}), list[str](), None
+    try:
+        logs = _run(model, source, comm.rank, comm.size, verbose)
+        if logs is not None:
+            share = Share(model, {}).take_logs(logs)
+            names = _in_keras_order(model, logs)
+    except Exception as error:  # the user's model or data; the other ranks must hear of it
+        failure = error
+    mine = _Told(
+        share.facts(), names, None if failure is None else told(failure), source.seen, list(source.landmarks)
+    )
+    everyone = comm.allgather_object(mine, "hvdext.evaluate.shares")
+    raise_for(comm, [one.failure for one in everyone], "hvd.evaluate has failed", failure)
+    return share, everyone
+
+
+def _require_the_same_data(everyone: list[_Told]) -> None:
+    problem = order_problem([one.landmarks for one in everyone])
+    if problem is not None:
+        raise ValueError(problem)
+    seen = [one.seen for one in everyone]
+    if len(set(seen)) > 1:
+        raise ValueError(f"`x` must have the same batches on all ranks. Received, by rank: {seen} batches.")
 
 
 def _run(model: keras.Model, source: Source, rank: int, size: int, verbose: str | int) -> dict | None:
@@ -114,7 +145,7 @@ def _run(model: keras.Model, source: Source, rank: int, size: int, verbose: str 
     if logs is None:
         return None
     progress.finish(rows * size if source.rows is None else source.rows)
-    return dict(model._get_metrics_result_or_logs(logs))
+    return results_of(model, logs)
 
 
 def _step(model: keras.Model, spec: Any) -> Callable[[Any], dict]:
@@ -137,5 +168,5 @@ def _step(model: keras.Model, spec: Any) -> Callable[[Any], dict]:
 
 def _in_keras_order(model: keras.Model, logs: dict) -> list[str]:
     """The names of the logs, in the order of the list that `model.evaluate` returns."""
-    ordered = model._flatten_metrics_in_order({name: name for name in logs})
+    ordered = in_order(model, {name: name for name in logs})
     return [ordered] if isinstance(ordered, str) else ordered

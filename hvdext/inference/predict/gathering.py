@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import keras
 
 from hvdext.comm.communicator import Communicator
+from hvdext.comm.failures import Told, told
 from hvdext.common.background import Background
 from hvdext.inference.predict import values
 from hvdext.inference.predict.parts import Part, Report, exchange
@@ -36,8 +37,18 @@ class Sink(Protocol):
         """Keeps all ranks' parts of a round, which come in input order."""
 
 
-class PredictionFailed(RuntimeError):
-    """A rank has failed; raised on every rank."""
+class PredictionFailed(Exception):
+    """A rank has failed; raised on every rank, for the caller to turn into the error that users see.
+
+    Args:
+        everyone: what each rank told of its failure, in rank order; None of one that has not failed.
+        own: this rank's error.
+    """
+
+    def __init__(self, everyone: Sequence[Told | None], own: Exception | None):
+        super().__init__(everyone)
+        self.everyone = everyone
+        self.own = own
 
 
 class RankLost(RuntimeError):
@@ -81,7 +92,7 @@ class Gathering:
         self._show = show
         self._pace = Pace(comm.size)
         self._pending: deque[Future] = deque()  # rounds on their way: the reports of all ranks
-        self._failure: tuple[str, Exception] | None = None  # this rank's own
+        self._failure: tuple[Told, Exception] | None = None  # this rank's own
         self._has_ended = False
         self.rows = 0
         self.batches = 0
@@ -100,7 +111,7 @@ class Gathering:
         finally:
             background.stop()
         self._check_end()
-        self._hear_last_words()
+        self._hear_last_reports()
 
     def _run(self, background):
         position = self._start
@@ -156,7 +167,7 @@ class Gathering:
         return reports
 
     def _fail(self, what, error):
-        self._failure = (f"rank {self._comm.rank}, {what}: {type(error).__name__}: {error}", error)
+        self._failure = (told(error, what), error)
 
     def _receive(self):
         """Waits for the oldest round and draws the conclusions, the same on every rank."""
@@ -185,7 +196,7 @@ class Gathering:
             except Exception as error:
                 self._fail("the end", error)
 
-    def _hear_last_words(self):
+    def _hear_last_reports(self):
         """What rank 0 could not write may only show after the last round."""
         mine = None if self._failure is None else self._failure[0]
         try:
@@ -193,14 +204,15 @@ class Gathering:
         except Exception as lost:
             raise RankLost(str(lost)) from lost
         self._raise_reported([error for error, _ in everyone])
-        self._raise_reported([order_problem([landmarks for _, landmarks in everyone])])
+        problem = order_problem([landmarks for _, landmarks in everyone])
+        if problem is not None:
+            self._give_up([told(ValueError(problem))] * len(everyone))
 
     def _raise_reported(self, errors):
-        errors = [error for error in errors if error is not None]
-        if errors:
-            self._give_up("; ".join(errors))
+        if any(error is not None for error in errors):
+            self._give_up(errors)
 
-    def _give_up(self, text):
+    def _give_up(self, errors):
         """Raises what all ranks raise, once nothing is on its way and rank 0 has said what it keeps."""
         try:
             for one in self._pending:
@@ -208,4 +220,4 @@ class Gathering:
             self.rows_kept = self._comm.broadcast_object(self._sink.rows_kept, 0, KEPT)
         except Exception as lost:
             raise RankLost(str(lost)) from lost
-        raise PredictionFailed(text) from (self._failure[1] if self._failure else None)
+        raise PredictionFailed(errors, self._failure[1] if self._failure else None)

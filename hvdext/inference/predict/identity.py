@@ -11,7 +11,7 @@ import keras
 
 from hvdext.collectives.digest import digest
 from hvdext.inference.deploy.saved_model import SavedModel
-from hvdext.keras_tools.models import is_built, model_variables
+from hvdext.keras_tools.models import flat_layers, is_built, model_variables
 
 _WITHOUT_EFFECT = re.compile(  # on predictions
     r"build_config|compile_config|name|seed|trainable|\w+_(constraint|initializer|regularizer)"
@@ -36,7 +36,7 @@ def architecture_digest(model: keras.Model) -> str | None:
         config = json.loads(model.to_json())
     except Exception:  # layers of the user's own need not have a configuration
         return None
-    names = {layer.name: f"layer {i}" for i, layer in enumerate(model._flatten_layers())}
+    names = {layer.name: f"layer {i}" for i, layer in enumerate(flat_layers(model))}
     text = json.dumps(_essence(config, names), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

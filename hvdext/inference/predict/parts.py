@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from hvdext.comm.communicator import Communicator
+from hvdext.comm.failures import Told
 from hvdext.inference.predict.values import Value
 
 _LENGTHS = struct.Struct("<QQ")  # of the head and of the body, in bytes
@@ -28,7 +29,7 @@ class Report:
         size: bytes of the predictions.
         seconds: of computing.
         has_ended: whether this rank has come to the end of its data.
-        error: why it has failed; None if it has not.
+        error: what it tells of its failure (`hvdext.comm.failures.told`); None if it has not failed.
         rows_kept: rows that rank 0 has written, so far as it knew when it sent this.
         structure: of the outputs; None without a batch.
     """
@@ -38,7 +39,7 @@ class Report:
     size: int = 0
     seconds: float = 0.0
     has_ended: bool = False
-    error: str | None = None
+    error: Told | None = None
     rows_kept: int = 0
     structure: Any = None
 

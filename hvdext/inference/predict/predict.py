@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,10 @@ import tensorflow as tf
 
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import current
+from hvdext.comm.failures import on_root, raise_for
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.checks import require_choice
-from hvdext.common.signals import LastWords
+from hvdext.common.signals import FinalMessage
 from hvdext.inference.predict.gathering import Gathering, PredictionFailed, RankLost
 from hvdext.inference.predict.output.output_folder import Done, OutputFolder
 from hvdext.inference.predict.output.sinks import InMemory, Nowhere, OnDisk
@@ -70,10 +72,21 @@ def predict(
     Raises:
         ValueError: on every rank alike, if an argument breaks its rule, ranks differ in model, data or
             arguments, or `output` holds predictions of something else.
-        RuntimeError: on every rank alike, if the model or the data fails on one of them; on the others, if
-            a rank is lost. The message says which rows are done.
+        RuntimeError: on every rank alike, or an error of a more fitting class (`ValueError`, `OSError`), if
+            the model, the data or the disk fails on one of them; on the others, if a rank is lost. The
+            message says which rows are done.
     """
     comm = current()
+    source, facts = _agreed(comm, model, x, batch_size, gather, output, resume, parse, verbose)
+    folder, done = (None, Done()) if output is None else _begin(comm, Path(output), facts, resume)
+    sink = _sink(comm, folder, output, gather)
+    if not done.is_finished:
+        _gather(comm, model, source, sink, done, output, verbose, everywhere=gather == "all")
+    return sink.result(lambda: trace(model, _known_spec(source)))
+
+
+def _agreed(comm: Communicator, model, x, batch_size, gather, output, resume, parse, verbose):
+    """The source, and what the predictions depend on; the same on all ranks."""
 
     def check():
         require_choice("gather", gather, ("rank0", "all"))
@@ -93,23 +106,17 @@ def predict(
         "output": None if output is None else os.fspath(output),
         "resume": bool(resume),
     }
-    source, facts = prepare(
-        comm,
-        "hvd.predict",
-        model,
-        lambda: make_source(x, batch_size=batch_size, parse=parse),
-        settings,
-        check,
-    )
-    folder, done = (None, Done()) if output is None else _begin(comm, Path(output), facts, resume)
-    sink: Nowhere | InMemory | OnDisk = Nowhere()
+    make = functools.partial(make_source, x, batch_size=batch_size, parse=parse)
+    return prepare(comm, "hvd.predict", model, make, settings, check)
+
+
+def _sink(
+    comm: Communicator, folder: OutputFolder | None, output, gather: str
+) -> Nowhere | InMemory | OnDisk:
+    """What becomes of the predictions on this rank."""
     if folder is not None:
-        sink = OnDisk(folder)
-    elif output is None and (comm.rank == 0 or gather == "all"):
-        sink = InMemory()
-    if not done.is_finished:
-        _gather(comm, model, source, sink, done, output, verbose, everywhere=gather == "all")
-    return sink.result(lambda: trace(model, _known_spec(source)))
+        return OnDisk(folder)
+    return InMemory() if output is None and (comm.rank == 0 or gather == "all") else Nowhere()
 
 
 def _gather(comm, model, source, sink, done, output, verbose, everywhere):
@@ -129,13 +136,11 @@ def _gather(comm, model, source, sink, done, output, verbose, everywhere):
     def state():
         return _state(gathering, sink, done, source, output)
 
-    with LastWords(lambda: f"hvd.predict is ended by SIGTERM. {state()}") as last:
+    with FinalMessage(lambda: f"hvd.predict is ended by SIGTERM. {state()}") as last:
         try:
             gathering.run()
-        except PredictionFailed as error:
-            raise PredictionFailed(f"hvd.predict has failed: {error}. {state()}") from (
-                error.__cause__ or error
-            )
+        except PredictionFailed as failed:
+            raise_for(comm, failed.everyone, "hvd.predict has failed", failed.own, state())
         except RankLost as error:
             message = f"hvd.predict has lost a rank. {state()}"
             last.say(message)
@@ -145,18 +150,14 @@ def _gather(comm, model, source, sink, done, output, verbose, everywhere):
 
 def _begin(comm: Communicator, path: Path, facts: dict, resume: bool) -> tuple[OutputFolder | None, Done]:
     """Rank 0's folder, and how far it has come, on every rank."""
-    folder: OutputFolder | None = None
-    answer: tuple[Done, str | None] = (Done(), None)
-    if comm.rank == 0:
-        try:
-            folder = OutputFolder(path, facts, resume=resume)
-            answer = (folder.done, None)
-        except (ValueError, OSError) as error:
-            answer = (Done(), str(error))
-    done, problem = comm.broadcast_object(answer, 0, "hvdext.predict.begin")
-    if problem is not None:
-        raise ValueError(problem)
-    return folder, done
+    opened: list[OutputFolder] = []
+
+    def open_folder():
+        opened.append(OutputFolder(path, facts, resume=resume))
+        return opened[0].done
+
+    done = on_root(comm, open_folder, 0, "hvd.predict cannot write its predictions", "hvdext.predict.begin")
+    return opened[0] if opened else None, done
 
 
 def _state(gathering, sink, done, source, output):

@@ -10,9 +10,10 @@ import tensorflow as tf
 
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
+from hvdext.common.wording import describe
 from hvdext.inference.predict.identity import architecture_digest, weights_digest
 from hvdext.inference.predict.sources.source import Source
-from hvdext.keras_tools.models import is_built
+from hvdext.keras_tools.models import flat_layers, is_built
 
 
 def prepare(
@@ -55,7 +56,7 @@ def prepare(
         }
     except Exception as error:  # reading the first batch runs the user's code
         cause = error
-        problem = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        problem = describe(error)
     try:
         agreement.check(comm, subject, {**settings, **facts}, problem)
     except ValueError as error:
@@ -74,7 +75,7 @@ def check_model(model: Any, subject: str) -> None:
     method = subject.removeprefix("hvd.")
     if isinstance(model, PipelineModel):
         kind = "a pipeline"
-    elif any(isinstance(layer, SlicedLayer) for layer in model._flatten_layers()):
+    elif any(isinstance(layer, SlicedLayer) for layer in flat_layers(model)):
         kind = "a model with sliced layers"
     else:
         return

@@ -15,13 +15,14 @@ import keras
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.failures import raise_on_all
+from hvdext.keras_tools.epochs import begin_with_epoch, initial_epoch_of
 
 _CALLED_BY_ALL = ("save", "save_weights", "load_weights", "load_checkpoint")
 _HOOKS = [name for name in dir(keras.callbacks.Callback) if name.startswith("on_")]
 _Backup = keras.callbacks.BackupAndRestore
 
 
-def led(callbacks: Any, model: keras.Model, comm: Communicator) -> Any:
+def with_leader(callbacks: Any, model: keras.Model, comm: Communicator) -> Any:
     """The callbacks of `fit`, `BackupAndRestore` among them so that one rank alone keeps its folder.
 
     Args:
@@ -35,20 +36,20 @@ def led(callbacks: Any, model: keras.Model, comm: Communicator) -> Any:
     if comm.size == 1 or callbacks is None:
         return callbacks
     if isinstance(callbacks, keras.callbacks.CallbackList):
-        callbacks.callbacks = [_led(one, comm) for one in callbacks.callbacks]
+        callbacks.callbacks = [_with_leader(one, comm) for one in callbacks.callbacks]
         callbacks.set_model(model)
         return callbacks
-    return [_led(one, comm) for one in keras.tree.flatten(callbacks)]
+    return [_with_leader(one, comm) for one in keras.tree.flatten(callbacks)]
 
 
-def _led(callback, comm):
+def _with_leader(callback, comm):
     if not isinstance(callback, _Backup):
         return callback
     agreement.check(comm, type(callback).__name__, {"save_freq": callback.save_freq})
-    return _Led(callback, comm)
+    return LeaderBackup(callback, comm)
 
 
-class _Led(keras.callbacks.Callback):
+class LeaderBackup(keras.callbacks.Callback):
     """`callback`, run by the first rank of `comm` for all."""
 
     def __init__(self, callback: keras.callbacks.Callback, comm: Communicator):
@@ -57,12 +58,14 @@ class _Led(keras.callbacks.Callback):
         self._comm = comm
 
     def set_params(self, params):
+        """As in Keras."""
         super().set_params(params)
         self._callback.set_params(params)
 
     def set_model(self, model):
+        """As in Keras; the leader's callback sees a model that announces what all call."""
         super().set_model(model)
-        self._callback.set_model(_Announcing(model, self._tell) if self._comm.rank == 0 else model)
+        self._callback.set_model(_AnnouncedModel(model, self._tell) if self._comm.rank == 0 else model)
 
     def run(self, hook: str, *args, **kwargs) -> None:
         """Called by all ranks for each of Keras' calls, `hook` being its name."""
@@ -92,7 +95,7 @@ class _Led(keras.callbacks.Callback):
 
     def _tell(self, call: tuple[str, tuple, dict] | None) -> None:
         """Announces a call of the model, or, by None, the end of the hook, and what it has set."""
-        state = {name: getattr(self.model, name) for name in ("_initial_epoch", "stop_training")}
+        state = initial_epoch_of(self.model), self.model.stop_training
         self._comm.broadcast_object((call, state), 0, "hvdext.placement.led")
 
     def _follow(self) -> None:
@@ -104,8 +107,8 @@ class _Led(keras.callbacks.Callback):
             with contextlib.suppress(OSError, ValueError, RuntimeError):
                 # It fails on all ranks alike: what follows is for the leader to say.
                 getattr(self.model, method)(*args, **kwargs)
-        for name, value in state.items():
-            setattr(self.model, name, value)
+        epoch, self.model.stop_training = state
+        begin_with_epoch(self.model, epoch)
 
 
 def _hook(name):
@@ -116,25 +119,25 @@ def _hook(name):
 
 
 for _name in _HOOKS:
-    setattr(_Led, _name, _hook(_name))
+    setattr(LeaderBackup, _name, _hook(_name))
 
 
-class _Announcing:
+class _AnnouncedModel:
     """The model as the leader's callback sees it: what all ranks call together is announced first."""
 
     def __init__(self, model: keras.Model, tell):
-        vars(self).update(_model=model, _tell=tell)
+        vars(self).update(announced=model, tell=tell)  # what else is set is set on the model
 
     def __getattr__(self, name):
-        attribute = getattr(self._model, name)
+        attribute = getattr(self.announced, name)
         if name not in _CALLED_BY_ALL:
             return attribute
 
         def announced(*args, **kwargs):
-            self._tell((name, args, kwargs))
+            self.tell((name, args, kwargs))
             return attribute(*args, **kwargs)
 
         return announced
 
     def __setattr__(self, name, value):
-        setattr(self._model, name, value)
+        setattr(self.announced, name, value)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.trainers.data_adapters.array_data_adapter import can_convert_arrays
-from keras.src.trainers.data_adapters.generator_data_adapter import GeneratorDataAdapter
+
+from hvdext.keras_tools.training import BATCH_SIZE, is_arrays
 
 
 def complete(x: Any, y: Any, *, needs_x: bool, needs_y: bool, rank: int) -> tuple[Any, Any]:
@@ -53,11 +54,6 @@ class NoValues(np.ndarray):
         return np.zeros((rows, 0), "float32").view(cls)
 
 
-def is_arrays(x: Any) -> bool:
-    """Whether `x` is an array, or a nested structure of arrays, that Keras batches and shuffles itself."""
-    return bool(keras.tree.flatten(x)) and can_convert_arrays(x)
-
-
 def first_rows(x: Any) -> int:
     """How many rows arrays have."""
     return keras.tree.flatten(x)[0].shape[0]
@@ -68,15 +64,6 @@ def rows_of(x: Any) -> tf.Tensor:
     leaf = keras.tree.flatten(x)[0]
     with tf.control_dependencies(tf.nest.flatten(leaf, expand_composites=True)):
         return tf.identity(tf.shape(leaf)[0])
-
-
-def first_batch(iterator: Any) -> Any:
-    """The first batch; of a generator, which gives it only once, what is known of it."""
-    if isinstance(iterator.data_adapter, GeneratorDataAdapter):
-        return iterator._distributed_dataset.element_spec
-    for _, _, batches in iterator:
-        return next(batches)
-    raise ValueError("`x` must hold at least one batch. Received: none.")
 
 
 def microbatch_problem(microbatches: int, rows: int, batch_size: int) -> str | None:
@@ -90,6 +77,63 @@ def microbatch_problem(microbatches: int, rows: int, batch_size: int) -> str | N
         f"microbatches={microbatches} and {rows} rows in batches of {batch_size}, of which some have "
         f"{' or '.join(map(str, wrong))}."
     )
+
+
+def require_whole_microbatches(
+    microbatches: int, x: Any, validation_split: float, batch_size: int | None
+) -> None:
+    """Refuses arrays that Keras would cut into batches which are no whole micro-batches.
+
+    Args:
+        microbatches: of each batch.
+        x: arrays; nothing is known of other data.
+        validation_split: the part of the rows that is not trained on.
+        batch_size: of `fit`.
+
+    Raises:
+        ValueError: if `microbatches` does not divide a batch's rows.
+    """
+    if is_arrays(x):
+        rows = math.floor(first_rows(x) * (1 - validation_split))
+        problem = microbatch_problem(microbatches, rows, batch_size or BATCH_SIZE)
+        if problem is not None:
+            raise ValueError(problem)
+
+
+def checked_rows(microbatches: int, rows: tf.Tensor, static_rows: int | None) -> tf.Tensor:
+    """`rows`, once it is known that the micro-batches are equally large.
+
+    Args:
+        microbatches: of the batch.
+        rows: of the batch.
+        static_rows: what is known of them before the batch is there.
+
+    Raises:
+        ValueError: if it is known before that they are not.
+    """
+    problem = microbatch_problem(microbatches, static_rows, static_rows) if static_rows else None
+    if problem is not None:
+        raise ValueError(problem)
+    message = (
+        "`microbatches` must divide the number of rows of each batch. "
+        f"Received: microbatches={microbatches} and a batch of so many rows:"
+    )
+    check = tf.debugging.Assert(tf.equal(rows % microbatches, 0), [message, rows])
+    with tf.control_dependencies([] if check is None else [check]):
+        return tf.identity(rows)
+
+
+def parts_of(structure: Any, microbatches: int) -> list:
+    """A structure for each micro-batch, all with equally many rows.
+
+    Args:
+        structure: of tensors, or None.
+        microbatches: how many.
+    """
+    if structure is None:
+        return [None] * microbatches
+    flat = [tf.split(tensor, microbatches) for tensor in keras.tree.flatten(structure)]
+    return [keras.tree.pack_sequence_as(structure, [parts[k] for parts in flat]) for k in range(microbatches)]
 
 
 def digest(structure: Any) -> str | None:

@@ -14,8 +14,11 @@ from hvdext.comm.current import current
 from hvdext.comm.grid import Grid, neighbours
 from hvdext.comm.names import cleaned
 from hvdext.common.arguments import suggests_keywords
+from hvdext.keras_tools.deferred import give_value, has_value
 from hvdext.keras_tools.derived import derive_anew
-from hvdext.keras_tools.functional import Calls, calls_of, inputs_like, unallocated
+from hvdext.keras_tools.functional import Calls, calls_of, clone, inputs_like, unallocated
+from hvdext.keras_tools.layers import cloned
+from hvdext.keras_tools.models import flat_layers
 from hvdext.placement.pipeline.messages import Channel
 from hvdext.placement.pipeline.model import PipelineModel, Settings
 from hvdext.placement.pipeline.running import Runner
@@ -24,7 +27,6 @@ from hvdext.placement.pipeline.stages import Stage, cut
 from hvdext.placement.pipeline.whole_model import WholeModel
 from hvdext.placement.plan.plan import Plan
 from hvdext.placement.slices.layer import SlicedLayer
-from hvdext.placement.slices.uncut import cloned
 
 
 @suggests_keywords
@@ -77,11 +79,11 @@ def pipeline(
     """
     grid = grid if grid is not None else Grid(pipeline=current().size)
     comm = grid.pipeline
-    _check_arguments(comm, model, plan, microbatches, schedule, recompute)
+    _require_arguments_alike(comm, model, plan, microbatches, schedule, recompute)
     whole, values = _without_values(model)
     plan.check(whole)
     calls = calls_of(whole)
-    _check_rows_are_open(calls)
+    _require_open_rows(calls)
     chunks = cut(calls, plan)
     facts = {f"variable {i}": f"{v.path} {tuple(v.shape)} {v.dtype}" for i, v in enumerate(whole.variables)}
     agreement.check(
@@ -112,7 +114,7 @@ def pipeline(
     )
 
 
-def _check_arguments(comm: Communicator, model, plan, microbatches, schedule, recompute) -> None:
+def _require_arguments_alike(comm: Communicator, model, plan, microbatches, schedule, recompute) -> None:
     problem = None
     if not isinstance(model, keras.Model) and not callable(model):
         problem = (
@@ -134,7 +136,7 @@ def _check_arguments(comm: Communicator, model, plan, microbatches, schedule, re
     agreement.check(comm, "hvd.pipeline", facts, problem)
 
 
-def _check_rows_are_open(calls: Calls) -> None:
+def _require_open_rows(calls: Calls) -> None:
     """Stages see micro-batches, and batches of any number of rows for predictions."""
     for name, tensor in zip(calls.inputs, calls.model.inputs, strict=True):
         if tuple(tensor.shape[:1]) != (None,):
@@ -147,7 +149,7 @@ def _check_rows_are_open(calls: Calls) -> None:
 
 def _slices_problem(model, grid) -> str | None:
     """What is wrong with the ranks among which layers are cut: they must be at the same stage."""
-    for layer in model._flatten_layers():
+    for layer in flat_layers(model):
         if isinstance(layer, SlicedLayer) and layer.comm.ranks != grid.slices.ranks:
             return (
                 "`grid` of cut layers must be that of the pipeline, along whose slices they are cut. "
@@ -171,11 +173,7 @@ def _without_values(model):
             ) from error
         return whole, scope.get_current_value
     calls_of(model)  # refuses what cannot be cut, before it is cloned
-    compiled, model.compiled = model.compiled, False  # Keras would compile the clone as well
-    try:
-        whole, _ = unallocated(lambda: keras.models.clone_model(model, inputs_like(model), cloned))
-    finally:
-        model.compiled = compiled
+    whole, _ = unallocated(lambda: clone(model, cloned, inputs_like(model)))
     values = {id(mine): given for mine, given in zip(whole.variables, model.variables, strict=True)}
     return whole, lambda variable: values[id(variable)].numpy()
 
@@ -184,13 +182,10 @@ def _give_values(stages, value_of, replicas: Communicator) -> None:
     """Allocates the stages' variables: as the whole model would have them, and the same in all pipelines."""
     for stage in stages:
         for variable in stage.variables:
-            if variable._value is not None:
+            if has_value(variable):
                 continue
             value = value_of(variable)
-            if value is None:
-                variable._deferred_initialize()
-            else:
-                variable._initialize(np.asarray(value))
+            give_value(variable, None if value is None else np.asarray(value))
     # The states of random generators stay: pipelines side by side draw different masks if their seeds differ.
     weights = [variable for stage in stages for variable in stage.weights]
     if replicas.size > 1 and weights:

@@ -9,13 +9,12 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.eager import context as eager_context
 
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator, SoloComm
 from hvdext.comm.current import current
-from hvdext.keras_tools.optimizers import configuration, innermost
-from hvdext.placement.pipeline.data import is_arrays
+from hvdext.keras_tools.optimizers import configuration, innermost, learning_rate_of, updaters_of
+from hvdext.keras_tools.training import global_seed, is_arrays
 
 _SAVING = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
 
@@ -23,13 +22,35 @@ _SAVING = (keras.callbacks.ModelCheckpoint, keras.callbacks.BackupAndRestore)
 def settings_of(model: keras.Model) -> dict[str, Any]:
     """What a compiled model's ranks must agree on, by name."""
     target = innermost(model.optimizer)
-    members = getattr(target, "optimizers", [target])
-    rates = [member._learning_rate for member in members]  # a pipeline broadcasts none
+    rates = [learning_rate_of(member) for member in updaters_of(target)]  # a pipeline broadcasts none
     return {
         "optimizer": type(model.optimizer).__name__,
         "configuration": configuration(target),
         "learning rate": [float(r.numpy()) if isinstance(r, keras.Variable) else type(r) for r in rates],
         "steps_per_execution": model.steps_per_execution,
+    }
+
+
+def facts_of_fit(
+    model: keras.Model, x: Any, callbacks: Any, epochs: int, shuffle: bool, validation: Any, options: Mapping
+) -> dict[str, Any]:
+    """What ranks that fit a compiled model together must agree on, by name.
+
+    Args:
+        model: the model.
+        x: of `fit`.
+        callbacks: of `fit`.
+        epochs: of `fit`.
+        shuffle: of `fit`.
+        validation: whether there is validation data, or the part that becomes it.
+        options: further arguments of `fit`, by name.
+    """
+    return {
+        **settings_of(model),
+        "callbacks that save": saving(callbacks),
+        "epochs": (options.get("initial_epoch", 0), epochs),
+        "validation": (validation, options.get("validation_freq", 1)),
+        "shuffle": (shuffle, shuffled_by_keras(x) if shuffle else None),
     }
 
 
@@ -55,7 +76,7 @@ def _flat(callbacks):
     return tf.nest.flatten(found)
 
 
-def check_all_call(everyone: Communicator) -> None:
+def require_all_call(everyone: Communicator) -> None:
     """Refuses to save or load on one rank alone what several must save and load together.
 
     Args:
@@ -90,7 +111,7 @@ def begin(
     Raises:
         ValueError: on every rank alike, if a rank has a problem or the facts of a pipeline differ.
     """
-    mine = (comm.ranks, problem, {k: repr(v) for k, v in facts.items()}, eager_context.global_seed())
+    mine = (comm.ranks, problem, {k: repr(v) for k, v in facts.items()}, global_seed())
     met = everyone.allgather_object(mine, "hvdext.placement.begin")
     for problem in (problem for _, problem, _, _ in met if problem is not None):
         raise ValueError(problem)
@@ -127,7 +148,7 @@ def shuffled_alike(comm: Communicator, x: Any, seeds: list[int | None]) -> Any:
     return x
 
 
-def check_number_of_batches(comm: Communicator, number: int | None) -> None:
+def require_same_number_of_batches(comm: Communicator, number: int | None) -> None:
     """Refuses data that one rank would wait for in vain. All ranks call it.
 
     Args:

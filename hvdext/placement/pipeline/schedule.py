@@ -27,6 +27,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hvdext.common.checks import is_whole
+
 SCHEDULES = ("gpipe", "1f1b", "eager-1f1b", "interleaved")
 
 _SECONDS = {"forward": 1, "backward": 2}  # of the imagined run
@@ -83,7 +85,7 @@ def problem_of(schedule: str, ranks: int, chunks: int, microbatches: int) -> str
         return (
             f"`schedule` must be one of {', '.join(map(repr, SCHEDULES))}. Received: schedule={schedule!r}."
         )
-    if isinstance(microbatches, bool) or not isinstance(microbatches, int) or microbatches < 1:
+    if not is_whole(microbatches, 1):
         return f"`microbatches` must be an integer of at least 1. Received: microbatches={microbatches!r}."
     if ranks == 1:
         return None

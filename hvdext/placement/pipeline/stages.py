@@ -9,7 +9,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hvdext.keras_tools.functional import Call, Calls, function_of
+from hvdext.keras_tools.functional import Call, Calls, required_function_of
+from hvdext.keras_tools.layers import leave_arguments_alone, mask_of, set_mask
 from hvdext.placement.pipeline.messages import Spec
 from hvdext.placement.plan.plan import Plan
 
@@ -59,7 +60,7 @@ def cut(calls: Calls, plan: Plan) -> list[Chunk]:
         ValueError: if a tensor would have to go back to an earlier place, layers at different places have a
             variable in common, or a sparse, ragged or string tensor would have to travel.
     """
-    _check_common_variables(plan)
+    _require_common_places(plan)
     tensors = _symbolic_tensors(calls)
     made = dict.fromkeys(calls.inputs, 0)  # place by tensor name
     needed = dict.fromkeys(calls.outputs, plan.places - 1)  # the last place that takes it
@@ -79,7 +80,7 @@ def cut(calls: Calls, plan: Plan) -> list[Chunk]:
             weighted.update(call.outputs)
     # Where layers take masks, the graph says so: masks are tensors as others. Fastened to the outputs they
     # matter to the loss, and then they have to come along all the way.
-    with_masks = any(_mask_of(tensors[name]) is not None for name in calls.outputs)
+    with_masks = any(mask_of(tensors[name]) is not None for name in calls.outputs)
     boundaries = [[_parcel(n, tensors[n], False, travels=False) for n in calls.inputs]]
     for place in range(plan.places - 1):
         names = [name for name in made if made[name] <= place < needed.get(name, -1)]
@@ -106,8 +107,7 @@ class Stage(keras.layers.Layer):
     def __init__(self, chunk: Chunk):
         super().__init__(name=f"stage_{chunk.number}", dtype="float32", autocast=False)
         # Its tensors stay what they are: each layer inside has a precision of its own.
-        self._convert_input_args = False
-        self._allow_non_tensor_positional_args = True
+        leave_arguments_alone(self)
         self.supports_masking = True
         self.chunk = chunk
         layers = [call.operation for call in chunk.calls if isinstance(call.operation, keras.layers.Layer)]
@@ -122,7 +122,7 @@ class Stage(keras.layers.Layer):
                 values[parcel.name] = tf.identity(tensor)  # a mask is fastened to it
         for parcel, tensor in zip(self.chunk.takes, tensors, strict=True):
             if parcel.is_mask:
-                values[parcel.name]._keras_mask = tensor
+                set_mask(values[parcel.name], tensor)
         for call in self.chunk.calls:
             call.run(values, training=training)
         return [self._given(values[parcel.name], parcel) for parcel in self.chunk.gives]
@@ -132,7 +132,7 @@ class Stage(keras.layers.Layer):
         return None
 
     def _given(self, tensor, parcel):
-        given = _mask_of(tensor) if parcel.is_mask else tensor
+        given = mask_of(tensor) if parcel.is_mask else tensor
         if given is None:
             raise RuntimeError(
                 f"Tensor {parcel.name!r} has a mask in the model's graph and none when it runs."
@@ -146,13 +146,8 @@ class Stage(keras.layers.Layer):
         return tf.identity(given)
 
 
-def _mask_of(tensor):
-    return getattr(tensor, "_keras_mask", None)
-
-
 def _symbolic_tensors(calls: Calls) -> dict[str, Any]:
-    function = function_of(calls.model)
-    assert function is not None, "calls_of refuses such a model"
+    function = required_function_of(calls.model)
     tensors = dict(zip(calls.inputs, function.inputs, strict=True))
     for call in calls.calls:
         tensors.update(zip(call.outputs, call.node.outputs, strict=True))
@@ -164,7 +159,7 @@ def _parcels(names, tensors, weighted, with_masks) -> list[Parcel]:
     for name in names:
         tensor = tensors[name]
         parcels.append(_parcel(name, tensor, name in weighted))
-        mask = _mask_of(tensor)
+        mask = mask_of(tensor)
         if with_masks and mask is not None:
             parcels.append(Parcel(name, _spec(mask), is_mask=True))
     return parcels
@@ -190,7 +185,7 @@ def _spec(tensor) -> Spec:
     return Spec(tuple(tensor.shape), tf.as_dtype(tensor.dtype))
 
 
-def _check_common_variables(plan: Plan) -> None:
+def _require_common_places(plan: Plan) -> None:
     for group in plan.graph.shared:
         places = {path: plan.place_of(path) for path in group}
         if len(set(places.values())) > 1:

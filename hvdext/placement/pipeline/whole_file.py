@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
-from keras.src.saving import saving_lib
-from keras.src.utils import file_utils
 
+from hvdext.keras_tools import saving
 from hvdext.keras_tools.deferred import without_values
 from hvdext.keras_tools.derived import derive_anew
 from hvdext.keras_tools.functional import calls_of
@@ -20,7 +15,6 @@ from hvdext.keras_tools.slice_marks import mark_of
 from hvdext.keras_tools.slots import is_composed, numbers_in_file, positions_of
 from hvdext.placement.slices.uncut import is_cut, uncut_clone
 
-_ARCHIVE_WEIGHTS = "model.weights.h5"
 _RULE = "`filepath` must be a file whose model was saved with the state of an optimizer of this kind."
 
 
@@ -40,11 +34,11 @@ def read_weights(
         ValueError: if it is of another model.
     """
     if not is_cut(model):
-        saving_lib.load_weights_only(model, file, objects_to_skip=_skipped(model, is_here), **options)
+        saving.read_weights(model, file, _skipped(model, is_here), **options)
         return
     with without_values() as scope:  # which holds what is read
         twin = uncut_clone(model)
-        saving_lib.load_weights_only(twin, file, objects_to_skip=_skipped(twin, is_here), **options)
+        saving.read_weights(twin, file, _skipped(twin, is_here), **options)
     for own, whole in zip(model.weights, twin.weights, strict=True):
         value, mark = scope.get_current_value(whole), mark_of(own)
         if value is not None:
@@ -68,7 +62,7 @@ def read_optimizer(model: keras.Model, file: str, optimizer: keras.optimizers.Op
         return f"{_RULE} Received: filepath={file!r} for a MultiOptimizer, whose state is not saved."
     trained = model.trainable_variables
     count, wanted = numbers_in_file(optimizer, positions_of(optimizer, model), trained)
-    with _optimizer_in(file) as store:
+    with saving.optimizer_in(file) as store:
         found = len(store.keys())
         if found != count:
             return f"{_RULE} Received: filepath={file!r} with {found} optimizer variables for {count}."
@@ -83,18 +77,3 @@ def read_optimizer(model: keras.Model, file: str, optimizer: keras.optimizers.Op
 
 def _skipped(model, is_here) -> list:
     return [call.operation for call in calls_of(model).calls if not is_here(call.path)]
-
-
-@contextlib.contextmanager
-def _optimizer_in(file: str) -> Iterator[saving_lib.H5IOStore]:
-    """The optimizer's variables by their number; each is read when it is asked for."""
-    with contextlib.ExitStack() as opened:
-        if file_utils.is_remote_path(file):
-            folder = opened.enter_context(tempfile.TemporaryDirectory())
-            local = os.path.join(folder, os.path.basename(file))
-            file_utils.copy(file, local)
-            file = local
-        archive = opened.enter_context(zipfile.ZipFile(file)) if file.endswith(".keras") else None
-        weights = saving_lib.H5IOStore(_ARCHIVE_WEIGHTS if archive else file, archive=archive, mode="r")
-        opened.callback(weights.close)
-        yield weights.get("optimizer")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,9 @@ import tensorflow as tf
 
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.failures import raise_on_all
+from hvdext.common.log import warn
 from hvdext.keras_tools.custom_objects import fresh_copy
+from hvdext.keras_tools.deferred import give_value, take_value
 from hvdext.keras_tools.functional import Calls, unallocated
 from hvdext.keras_tools.optimizers import build
 from hvdext.keras_tools.slice_marks import mark_of
@@ -115,7 +116,7 @@ class WholeModel:
             if optimizer is not None and not is_composed(optimizer):
                 problem = read_optimizer(self.model, file, optimizer)
                 if problem is not None:
-                    warnings.warn(f"The optimizer stays as it is. {problem}", stacklevel=2)
+                    warn(f"The optimizer stays as it is. {problem}")
 
         self._load("load_weights", path, read)
 
@@ -183,12 +184,12 @@ class WholeModel:
             for own, variable in zip(self.model.weights, model.weights, strict=True):
                 value = values.pop(id(own), None)
                 if value is not None:
-                    variable._initialize(_array(value, variable))
+                    give_value(variable, _array(value, variable))
                     filled.append(variable)
             yield model
         finally:
             for variable in filled:
-                variable._value = None
+                take_value(variable)
             model.optimizer = None
             model.compiled = False
 
@@ -239,9 +240,7 @@ class WholeModel:
         everyone = self.comm.allgather_object((sorted(mine), common), "hvdext.placement.slots")
         if everyone[0][1] is None:
             if optimizer is not None and is_composed(optimizer):
-                warnings.warn(
-                    "The state of a MultiOptimizer is not saved with a pipeline's model.", stacklevel=3
-                )
+                warn("The state of a MultiOptimizer is not saved with a pipeline's model.")
             return None
         trained = self.model.trainable_variables
         slots = {}

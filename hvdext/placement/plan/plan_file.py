@@ -9,7 +9,7 @@ from typing import Any
 
 from hvdext.config import yaml_file
 from hvdext.config.call import Target
-from hvdext.config.position import Position, nearest, shown
+from hvdext.config.position import Position, shown, suggestion
 from hvdext.config.reading import Reader
 from hvdext.placement.plan.assignment import BALANCES, Assignment
 from hvdext.placement.plan.graph import Graph, Layer, Tensor
@@ -74,7 +74,7 @@ def _plan(
     optimizer_slots: int | None = None,
 ) -> Assignment:
     if balance not in BALANCES:
-        raise position.key("balance").error(f"there is no {shown(balance)}. {nearest(balance, BALANCES)}")
+        raise position.key("balance").error(f"there is no {shown(balance)}. {suggestion(balance, BALANCES)}")
     stages: list[list[str]] = [[] for _ in range(places)]
     found = []
     for path, item in _items(layers, position.key("layers")):
@@ -90,7 +90,7 @@ def _plan(
         tensor = _READER.call(Target("tensor", _tensor, given=("name",)), item, at).make(name=name)
         for path in (tensor.producer, *tensor.consumers):
             if path not in layers:
-                raise at.error(f"{path!r} must be one of `layers`. {nearest(path, layers)}")
+                raise at.error(f"{path!r} must be one of `layers`. {suggestion(path, layers)}")
         read_tensors.append(tensor)
     graph = Graph(
         model,

@@ -8,7 +8,6 @@ holds neighbours, and none is empty. The optimum over all such cuts is found by 
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ import keras
 import numpy as np
 
 from hvdext.common.arguments import suggests_keywords
+from hvdext.common.checks import did_you_mean, is_whole, require_number, require_whole
 from hvdext.placement.plan.assignment import BALANCES, LOADS, memory_of, of_all_tensors, some
 from hvdext.placement.plan.graph import Graph
 from hvdext.placement.plan.ordering import units_of
@@ -72,7 +72,7 @@ def plan(
             than layers that can be apart; pins contradict each other or leave a place without a layer; or no
             plan keeps to `max_memory`: the message says the least that would do.
     """
-    _check_settings(places, balance, max_memory, batch_size, slots, crossing, samples)
+    _require_settings(places, balance, max_memory, batch_size, slots, crossing, samples)
     graph = _graph_of(model, balance, samples, batch_size)
     slots = next(n for n in (slots, graph.slots, 2) if n is not None)
     pinned = _pinned({} if pins is None else pins, graph, places)
@@ -121,15 +121,14 @@ def _pinned(pins: Mapping[str, int], graph: Graph, places: int) -> dict[str, int
     found: dict[str, tuple[int, str]] = {}
     paths = [layer.path for layer in graph.placed]
     for pattern, place in pins.items():
-        if not _is_whole(place) or not 0 <= place < places:
+        if not is_whole(place, 0) or place >= places:
             raise ValueError(
                 f"`pins` must hold places from 0 to {places - 1}. Received: {pattern!r}: {place!r}."
             )
         matches = [path for path in paths if fnmatchcase(path, pattern)]
         if not matches:
-            nearest = difflib.get_close_matches(pattern, paths, n=1)
-            hint = f"Did you mean {nearest[0]!r}?" if nearest else f"There are: {some(paths)}."
-            raise ValueError(f"`pins` must match layers. Received: {pattern!r}, which matches none. {hint}")
+            hint = did_you_mean(pattern, paths) or f" There are: {some(paths)}."
+            raise ValueError(f"`pins` must match layers. Received: {pattern!r}, which matches none.{hint}")
         for path in matches:
             other = found.setdefault(path, (place, pattern))
             if other[0] != place:
@@ -171,44 +170,20 @@ def _runs_by_pins(units, pinned: Mapping[str, int], places: int) -> list[np.ndar
     return allowed
 
 
-def _check_settings(places, balance, max_memory, batch_size, slots, crossing, samples):
-    _require(_is_whole(places) and places >= 1, "places", places, "be a whole number, at least 1")
+def _require_settings(places, balance, max_memory, batch_size, slots, crossing, samples):
+    require_whole("places", places, 1)
     if balance not in BALANCES:
-        nearest = difflib.get_close_matches(str(balance), BALANCES, n=1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        _require(False, "balance", balance, f"be one of {', '.join(map(repr, BALANCES))}", hint)
-    _require(
-        max_memory is None or (_is_number(max_memory) and max_memory > 0),
-        "max_memory",
-        max_memory,
-        "be a positive number of bytes, or None",
-    )
-    _require(_is_whole(batch_size) and batch_size >= 1, "batch_size", batch_size, "be at least 1 sample")
-    _require(
-        slots is None or (_is_whole(slots) and slots >= 0),
-        "slots",
-        slots,
-        "be a whole number, at least 0, or None",
-    )
-    _require(
-        _is_number(crossing) and 0 <= crossing < math.inf, "crossing", crossing, "be a number, at least 0"
-    )
-    _require(
-        samples is None or balance == "measured", "samples", "...", 'be left out unless balance="measured"'
-    )
-
-
-def _require(ok, name, value, rule, hint=""):
-    if not ok:
-        raise ValueError(f"`{name}` must {rule}. Received: {name}={value!r}.{hint}")
-
-
-def _is_whole(value):
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _is_number(value):
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+        known = ", ".join(map(repr, BALANCES))
+        hint = did_you_mean(balance, BALANCES)
+        raise ValueError(f"`balance` must be one of {known}. Received: balance={balance!r}.{hint}")
+    if max_memory is not None:
+        require_number("max_memory", max_memory, lambda n: n > 0, "be a positive number of bytes, or None")
+    require_whole("batch_size", batch_size, 1)
+    if slots is not None:
+        require_whole("slots", slots, 0)
+    require_number("crossing", crossing, lambda n: 0 <= n < math.inf, "be a number, at least 0")
+    if samples is not None and balance != "measured":
+        raise ValueError("`samples` must be left out unless balance=\"measured\". Received: samples='...'.")
 
 
 def _too_many_places(places, units, graph, forward_only) -> str:

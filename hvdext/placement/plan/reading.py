@@ -9,8 +9,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hvdext.keras_tools.functional import Call, Calls, calls_of, function_of, is_builder, skeleton
-from hvdext.keras_tools.optimizers import innermost
+from hvdext.keras_tools.custom_objects import fresh_copy
+from hvdext.keras_tools.functional import Call, Calls, calls_of, is_builder, required_function_of, skeleton
+from hvdext.keras_tools.optimizers import updaters_of
 from hvdext.placement.plan.costs import flops_of, kept_inside
 from hvdext.placement.plan.graph import Graph, Layer, Tensor
 
@@ -33,8 +34,7 @@ def read(model: keras.Model | Callable[[], keras.Model]) -> Graph:
 
 
 def _graph(calls: Calls) -> Graph:
-    function = function_of(calls.model)
-    assert function is not None, "calls_of refuses such a model"
+    function = required_function_of(calls.model)
     batch = function.inputs[0].shape[0] if function.inputs[0].shape else None
     made: dict[str, tuple[str, Any]] = {}  # producer and symbolic tensor by name
     takers: dict[str, dict[str, None]] = {}
@@ -107,11 +107,10 @@ def _slots(model) -> int | None:
     """How many variables of its shape the model's optimizer keeps for a trained variable."""
     if getattr(model, "optimizer", None) is None:
         return None
-    target = innermost(model.optimizer)
-    return max(map(_slots_of, getattr(target, "optimizers", [target])))
+    return max(map(_slots_of, updaters_of(model.optimizer)))
 
 
 def _slots_of(optimizer) -> int:
-    twin = type(optimizer).from_config(optimizer.get_config())
+    twin = fresh_copy(optimizer)
     twin.build([keras.Variable(tf.zeros((2, 3)), name="sample")])
     return sum(tuple(variable.shape) == (2, 3) for variable in twin.variables)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
+from hvdext.keras_tools import attention
+from hvdext.keras_tools.layers import mask_of, set_mask
 from hvdext.keras_tools.slice_marks import Slice, require_divides
 from hvdext.placement.slices.dropout import SlicedDropout
 from hvdext.placement.slices.layer import SlicedLayer
 from hvdext.placement.slices.operators import copy, gather, reduce
-
-_MASK = "_keras_mask"  # where Keras notes a tensor's mask
 
 
 class _IntoHeads(SlicedLayer, keras.layers.EinsumDense):
@@ -37,7 +37,7 @@ class _OutOfHeads(SlicedLayer, keras.layers.EinsumDense):
 
 
 class _SlicedAttention(SlicedLayer):
-    """What attention of both kinds shares; a Keras attention layer comes next among the bases."""
+    """What attention of both kinds shares; an attention layer of `keras_tools` comes next among the bases."""
 
     def cut_axes(self):
         return {}  # the weights are those of the projections
@@ -69,7 +69,7 @@ class _SlicedAttention(SlicedLayer):
             use_causal_mask=use_causal_mask,
         )
         for original, copied in zip(originals, copies, strict=True):
-            setattr(original, _MASK, getattr(copied, _MASK, None))  # Keras may have taken the mask off
+            set_mask(original, mask_of(copied))  # Keras may have taken the mask off
         if not return_attention_scores:
             return result
         outputs, scores = result
@@ -80,7 +80,7 @@ class _SlicedAttention(SlicedLayer):
         different = {id(t): t for t in tensors}
         copies = copy(self.comm, list(different.values()), self.exchange_name)
         for original, copied in zip(different.values(), copies, strict=True):
-            setattr(copied, _MASK, getattr(original, _MASK, None))
+            set_mask(copied, mask_of(original))
         found = dict(zip(different, copies, strict=True))
         return [found[id(t)] for t in tensors]
 
@@ -98,25 +98,27 @@ class _SlicedAttention(SlicedLayer):
             name=name,
             grid=self.comm,
             **settings,
-            **self._get_common_kwargs_for_sublayer(),
+            **self.projection_settings(),
         )
         layer.build(input_shape)
         return layer
 
-    def _into_heads(self, name, input_shape, heads, width, use_bias, **settings):
-        free = _free(input_shape)
+    def into_heads(self, name, shape, heads, width, use_bias, **settings):
+        """As in `keras_tools.attention`: to this rank's heads."""
+        free = _free(shape)
         return self._projection(
             _IntoHeads,
             name,
             f"{free}d,dnh->{free}nh",
             (*[None] * (len(free) - 1), heads, width),
-            input_shape,
+            shape,
             "nh",
             use_bias=use_bias,
             **settings,
         )
 
-    def _out_of_heads(self, query_shape, heads, width, features, use_bias):
+    def out_of_heads(self, query_shape, heads, width, features, use_bias):
+        """As in `keras_tools.attention`: from this rank's heads."""
         free, letters = _free(query_shape), "opqrstuvw"[: len(features)]
         return self._projection(
             _OutOfHeads,
@@ -128,23 +130,23 @@ class _SlicedAttention(SlicedLayer):
             use_bias=use_bias,
         )
 
-    def _scores_dropout(self, rate):
+    def scores_dropout(self, rate):
         """The layer that drops this rank's part of what the uncut layer would drop of the scores."""
         return SlicedDropout(rate, axis=1, dtype=self.dtype_policy, seed=self.seed, grid=self.comm)
 
-    def _check_arguments(self, heads):
+    def _require_arguments(self, heads):
         for name, value in heads.items():
             require_divides(self.comm.size, self.name, name, value)
-        for name in ("activity_regularizer", "_activity_regularizer"):
-            if getattr(self, name, None) is not None:
+        for regularizer in (self.activity_regularizer, self.projection_settings()["activity_regularizer"]):
+            if regularizer is not None:
                 raise ValueError(
                     "`activity_regularizer` must be None in a layer cut by heads. "
-                    f"Received: {type(getattr(self, name)).__name__} in layer {self.name!r}."
+                    f"Received: {type(regularizer).__name__} in layer {self.name!r}."
                 )
 
 
 @keras.saving.register_keras_serializable(package="hvdext")
-class SlicedMultiHeadAttention(_SlicedAttention, keras.layers.MultiHeadAttention):
+class SlicedMultiHeadAttention(_SlicedAttention, attention.MultiHeadAttention):
     """`keras.layers.MultiHeadAttention` of which each rank has `num_heads / slices` heads.
 
     Every rank of the group gets the same query, value and key; self- and cross-attention, masks, causal
@@ -162,31 +164,7 @@ class SlicedMultiHeadAttention(_SlicedAttention, keras.layers.MultiHeadAttention
 
     def __init__(self, num_heads, *args, grid=None, **kwargs):
         super().__init__(num_heads, *args, grid=grid, **kwargs)
-        self._check_arguments({"num_heads": num_heads})
-
-    _dropout: float
-
-    def build(self, query_shape, value_shape, key_shape=None):
-        """As in Keras."""
-        key_shape = value_shape if key_shape is None else key_shape
-        heads, bias = self._num_heads, self._use_bias
-        self._query_dense = self._into_heads("query", query_shape, heads, self._key_dim, bias)
-        self._key_dense = self._into_heads("key", key_shape, heads, self._key_dim, bias)
-        if self._use_gate:
-            self._gate_dense = self._into_heads(
-                "gate", query_shape, heads, self._value_dim, bias, activation="sigmoid"
-            )
-        self._value_dense = self._into_heads("value", value_shape, heads, self._value_dim, bias)
-        self._build_attention(len(value_shape) + 1)
-        features = self._output_shape or [query_shape[-1]]
-        self._output_dense = self._out_of_heads(query_shape, heads, self._value_dim, features, bias)
-
-    def _build_attention(self, rank):
-        rate = self._dropout
-        self._dropout = 0.0  # Keras' own dropout draws no seed then
-        super()._build_attention(rank)
-        self._dropout = rate
-        self._dropout_layer = self._scores_dropout(rate)
+        self._require_arguments({"num_heads": num_heads})
 
     def uncut(self):
         """As in `SlicedLayer`."""
@@ -194,7 +172,7 @@ class SlicedMultiHeadAttention(_SlicedAttention, keras.layers.MultiHeadAttention
 
 
 @keras.saving.register_keras_serializable(package="hvdext")
-class SlicedGroupQueryAttention(_SlicedAttention, keras.layers.GroupQueryAttention):
+class SlicedGroupQueryAttention(_SlicedAttention, attention.GroupQueryAttention):
     """`keras.layers.GroupQueryAttention` of which each rank has some groups of heads.
 
     As `SlicedMultiHeadAttention`; a rank has the key and value heads that its query heads use.
@@ -213,28 +191,8 @@ class SlicedGroupQueryAttention(_SlicedAttention, keras.layers.GroupQueryAttenti
 
     def __init__(self, head_dim, num_query_heads, num_key_value_heads, *args, grid=None, **kwargs):
         super().__init__(head_dim, num_query_heads, num_key_value_heads, *args, grid=grid, **kwargs)
-        self._check_arguments(
+        self._require_arguments(
             {"num_query_heads": num_query_heads, "num_key_value_heads": num_key_value_heads}
-        )
-
-    def build(self, query_shape, value_shape, key_shape=None):
-        """As in Keras."""
-        key_shape = value_shape if key_shape is None else key_shape
-        heads, width, bias = self.num_key_value_heads, self.head_dim, self.use_bias
-        self.feature_dim = query_shape[-1]
-        self._query_dense = self._into_heads("query", query_shape, self.num_query_heads, width, bias)
-        self._key_dense = self._into_heads("key", key_shape, heads, width, bias)
-        if self.use_gate:
-            self._gate_dense = self._into_heads(
-                "gate", query_shape, self.num_query_heads, width, bias, activation="sigmoid"
-            )
-        self._value_dense = self._into_heads("value", value_shape, heads, width, bias)
-        self._softmax = keras.layers.Softmax(axis=-1, dtype=self.dtype_policy)
-        self._dropout_layer = self._scores_dropout(self.dropout)
-        self._dot_product_equation = "bquh,bkuh->buqk"
-        self._combine_equation = "buqk,bkuh->bquh"
-        self._output_dense = self._out_of_heads(
-            query_shape, self.num_query_heads, width, [self.feature_dim], bias
         )
 
     def uncut(self):

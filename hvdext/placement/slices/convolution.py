@@ -58,7 +58,7 @@ class SlicedConv2D(SlicedLayer, keras.layers.Conv2D):
         if cut == "filters":
             require_divides(self.comm.size, self.name, "filters", filters)
             if not gather:
-                self.check_leaves_parts()
+                self.require_leaves_parts()
         elif not gather:
             raise ValueError("`gather` must be True where cut='channels'. Received: gather=False.")
 

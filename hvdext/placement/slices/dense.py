@@ -40,7 +40,7 @@ class ColumnDense(SlicedLayer, keras.layers.Dense):
         self.gather = gather
         require_divides(self.comm.size, self.name, "units", units)
         if not gather:
-            self.check_leaves_parts()
+            self.require_leaves_parts()
 
     def cut_axes(self):
         """As in `SlicedLayer`."""

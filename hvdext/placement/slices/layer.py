@@ -79,8 +79,8 @@ class SlicedLayer(keras.layers.Layer):
                 **kwargs,
             )
         require_divides(self.comm.size, self.name, f"{name}.shape[{axis}]", shape[axis])
-        self._check_regularizer(name, regularizer)
-        self._check_constraint(name, constraint)
+        self._require_additive_regularizer(name, regularizer)
+        self._require_elementwise_constraint(name, constraint)
         part = Slice(axis, self.comm.rank, self.comm.size)
         variable = super().add_weight(
             shape=part.shape(shape),
@@ -110,7 +110,7 @@ class SlicedLayer(keras.layers.Layer):
         """
         raise NotImplementedError(f"Layer {self.name!r} is cut: enable LoRA in the uncut model.")
 
-    def check_leaves_parts(self) -> None:
+    def require_leaves_parts(self) -> None:
         """Refuses, where the output stays cut, what needs all of it.
 
         Raises:
@@ -128,14 +128,14 @@ class SlicedLayer(keras.layers.Layer):
                 f"Received: {type(self.activity_regularizer).__name__} in layer {self.name!r}."
             )
 
-    def _check_regularizer(self, name, regularizer):
+    def _require_additive_regularizer(self, name, regularizer):
         if regularizer is not None and type(regularizer) not in _ADDITIVE:
             raise ValueError(
                 f"The regularizer of `{name}` must be L1, L2 or L1L2 in a cut layer, whose parts add up to "
                 f"the whole. Received: {type(regularizer).__name__} in layer {self.name!r}."
             )
 
-    def _check_constraint(self, name, constraint):
+    def _require_elementwise_constraint(self, name, constraint):
         if constraint is not None and type(constraint) is not keras.constraints.NonNeg:
             raise ValueError(
                 f"The constraint of `{name}` must be NonNeg in a cut layer: others look at the whole. "

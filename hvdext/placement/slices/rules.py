@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import keras
-from keras.src.models.functional import Functional
 
+from hvdext.common.checks import did_you_mean
+from hvdext.keras_tools.functional import graph_of, is_functional, nodes_of
 from hvdext.placement.slices.layer import is_elementwise
 
 L = keras.layers
@@ -82,7 +82,7 @@ def cuts_of(model: keras.Model, rules: Mapping[str, str]) -> Cuts:
     chosen: dict[int, tuple[str, str]] = {}
     for pattern, way in rules.items():
         for path, layer in _matching(pattern, layers).items():
-            _check_way(pattern, way, path, layer)
+            _require_way(pattern, way, path, layer)
             earlier, other = chosen.setdefault(id(layer), (pattern, way))
             if other != way:
                 raise ValueError(
@@ -93,7 +93,7 @@ def cuts_of(model: keras.Model, rules: Mapping[str, str]) -> Cuts:
     graphs = list(_functional_parts(model))
     for graph in graphs:
         _keep_parts(graph, cuts)
-    _check_logits(graphs[0], layers, cuts)
+    _require_logits(graphs[0], layers, cuts)
     return cuts
 
 
@@ -101,7 +101,7 @@ def layers_by_path(model: keras.Model, prefix: str = "") -> dict[str, keras.laye
     """The layers of a model and of the models in it, by paths such as "encoder/dense_1"."""
     found: dict[str, keras.layers.Layer] = {}
     for layer in model.layers:
-        if isinstance(layer, (keras.Sequential, Functional)):
+        if is_functional(layer):
             found |= layers_by_path(layer, f"{prefix}{layer.name}/")
         elif not isinstance(layer, L.InputLayer):
             found[prefix + layer.name] = layer
@@ -111,13 +111,12 @@ def layers_by_path(model: keras.Model, prefix: str = "") -> dict[str, keras.laye
 def _matching(pattern, layers):
     found = {path: layer for path, layer in layers.items() if fnmatchcase(path, pattern)}
     if not found:
-        nearest = difflib.get_close_matches(pattern, layers, n=1, cutoff=0.3)
-        hint = f"Did you mean {nearest[0]!r}?" if nearest else f"The model has {list(layers)}."
-        raise ValueError(f"`rules` must match at least one layer each. Received: {pattern!r}. {hint}")
+        hint = did_you_mean(pattern, layers) or f" The model has {list(layers)}."
+        raise ValueError(f"`rules` must match at least one layer each. Received: {pattern!r}.{hint}")
     return found
 
 
-def _check_way(pattern, way, path, layer):
+def _require_way(pattern, way, path, layer):
     ways = WAYS.get(type(layer), ())
     if way in ways:
         return
@@ -135,16 +134,16 @@ def _check_way(pattern, way, path, layer):
 
 def _functional_parts(model):
     """The functional graphs in a model: its own and those of the models in it."""
-    yield model._functional if isinstance(model, keras.Sequential) else model
+    yield graph_of(model)
     for layer in model.layers:
-        if isinstance(layer, (keras.Sequential, Functional)):
+        if is_functional(layer):
             yield from _functional_parts(layer)
 
 
-def _check_logits(graph, layers, cuts):
+def _require_logits(graph, layers, cuts):
     """Refuses to cut by "vocabulary" what gives anything but the model's output."""
     outputs = {id(tensor) for tensor in keras.tree.flatten(graph.outputs)}
-    nodes = [node for depth in graph._nodes_by_depth.values() for node in depth]
+    nodes = nodes_of(graph)
     used = {id(tensor) for node in nodes for tensor in node.input_tensors}
     good = {
         id(node.operation)
@@ -161,7 +160,7 @@ def _check_logits(graph, layers, cuts):
 
 def _keep_parts(model, cuts):
     """Finds the layers of one graph between which nothing needs to be gathered."""
-    nodes = [node for depth in model._nodes_by_depth.values() for node in depth]
+    nodes = nodes_of(model)
     consumers: dict[int, list] = {}
     for node in nodes:
         for tensor in node.input_tensors:

@@ -6,14 +6,16 @@ import os
 
 import keras
 import tensorflow as tf
-from keras.src.models.functional import Functional
 
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import current
+from hvdext.comm.failures import raise_on_all
 from hvdext.common.arguments import suggests_keywords
 from hvdext.keras_tools.custom_objects import custom_objects_of, fresh_copy
 from hvdext.keras_tools.derived import settle
+from hvdext.keras_tools.functional import is_functional
+from hvdext.keras_tools.models import flat_layers
 from hvdext.keras_tools.optimizers import build
 from hvdext.keras_tools.slice_marks import Slice, cut_axis
 from hvdext.placement.slices.layer import SlicedLayer
@@ -36,24 +38,26 @@ def save_uncut(model: keras.Model, filepath: str | os.PathLike) -> None:
         filepath: ends with `.keras`, or with `.weights.h5` for the weights only.
 
     Raises:
-        ValueError: if `filepath` ends otherwise, or `model` is a subclassed model.
-        RuntimeError: on every rank alike, if the file cannot be written.
+        ValueError: if `filepath` ends otherwise, or `model` is a subclassed model; on every rank alike, if
+            Keras cannot save what `model` is compiled with.
+        OSError: on every rank alike, if the file cannot be written.
+        RuntimeError: on every rank alike, if Keras fails in another way.
     """
     path = _checked_path(filepath)
-    _check_has_twin(model)
+    _require_twin(model)
     comm = _group_of(model)
-    problem = None
+    error = None
     # The other groups along a data axis hold the same, and wait.
     if comm.ranks[0] == 0:
-        twin, problem = _gathered(comm, model)
-        if twin is not None:
-            problem = _written(twin, path)
-    problems = [*comm.allgather_object(problem, "hvdext.slices.saved.slices")]
-    problem = next((p for p in problems if p is not None), None)
-    problems = current().allgather_object(problem, "hvdext.slices.saved.everywhere")
-    problem = next((p for p in problems if p is not None), None)
-    if problem is not None:
-        raise RuntimeError(f"hvd.save_uncut could not write {path!r}: {problem}")
+        try:
+            twin = _gathered(comm, model)
+            if twin is not None:
+                twin.save_weights(path) if path.endswith(_WEIGHTS) else twin.save(path)
+        except Exception as problem:  # the other ranks wait, and must hear of it
+            error = problem
+    raise_on_all(
+        current(), error, f"hvd.save_uncut could not write {path!r}", "hvdext.slices.saved.everywhere"
+    )
 
 
 @suggests_keywords
@@ -73,7 +77,7 @@ def load_uncut(model: keras.Model, filepath: str | os.PathLike) -> None:
             another model.
     """
     path = _checked_path(filepath)
-    _check_has_twin(model)
+    _require_twin(model)
     comm = _group_of(model)
     try:
         source, problem = _read(model, path), None
@@ -109,8 +113,8 @@ def _checked_path(filepath):
     return path
 
 
-def _check_has_twin(model):
-    if not isinstance(model, (keras.Sequential, Functional)):
+def _require_twin(model):
+    if not is_functional(model):
         raise ValueError(
             "`model` must be a functional or Sequential Keras model, whose uncut twin can be made. "
             f"Received: {model.name!r} of type {type(model).__name__}."
@@ -118,7 +122,7 @@ def _check_has_twin(model):
 
 
 def _group_of(model) -> Communicator:
-    layers = model._flatten_layers(include_self=False)
+    layers = flat_layers(model, include_self=False)
     return next((layer.comm for layer in layers if isinstance(layer, SlicedLayer)), None) or current()
 
 
@@ -145,23 +149,21 @@ def _state(model) -> list:
     return [*model.weights, *(optimizer.variables if optimizer is not None else [])]
 
 
-def _gathered(comm, model):
-    """The twin with all values on the group's first rank, None on the others; all of the group call it.
-
-    Returns:
-        The twin, and what has kept it from being made.
-    """
-    twin, problem = None, None
+def _gathered(comm, model) -> keras.Model | None:
+    """The twin with all values on the group's first rank, None on the others; all of the group call it."""
+    twin, error = None, None
     if comm.rank == 0:
         try:
             twin = _twin(model, compiled=True)
-        except Exception as error:  # settings that Keras cannot save; the others wait
-            problem = f"{type(error).__name__}: {error}"
+        except Exception as problem:  # settings that Keras cannot save; the others wait
+            error = problem
     targets = _state(twin) if twin is not None else []
-    shapes = [tuple(v.shape) for v in targets]
-    shapes, problem = comm.broadcast_object((shapes, problem), 0, "hvdext.slices.shapes")
-    if problem is not None:
-        return None, problem
+    shapes = None if error is not None else [tuple(v.shape) for v in targets]
+    shapes = comm.broadcast_object(shapes, 0, "hvdext.slices.shapes")
+    if error is not None:
+        raise error
+    if shapes is None:
+        return None
     for i, (variable, shape) in enumerate(zip(_state(model), shapes, strict=True)):
         value = tf.convert_to_tensor(variable)
         axis = cut_axis(value.shape, shape)
@@ -170,19 +172,7 @@ def _gathered(comm, model):
             value = joined(comm, value, axis, f"hvdext.slices.whole.{len(shape)}")
         if targets:
             targets[i].assign(value)
-    return twin, None
-
-
-def _written(twin, path):
-    """Writes the file; returns what went wrong, for the ranks that wait, or None."""
-    try:
-        if path.endswith(_WEIGHTS):
-            twin.save_weights(path)
-        else:
-            twin.save(path)
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return None
+    return twin
 
 
 def _difference(path, own, theirs, count):

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 
 import keras
 import tensorflow as tf
-from keras.src.models.functional import Functional
 
 from hvdext.comm import agreement
 from hvdext.comm.grid import Grid, slices_of
 from hvdext.common.arguments import suggests_keywords
 from hvdext.keras_tools.deferred import first_value
 from hvdext.keras_tools.derived import derive_anew
-from hvdext.keras_tools.functional import inputs_like, is_builder, unallocated
+from hvdext.keras_tools.functional import clone, inputs_like, is_builder, is_functional, unallocated
+from hvdext.keras_tools.layers import cloned
 from hvdext.keras_tools.slice_marks import mark_of
 from hvdext.placement.slices.attention import SlicedGroupQueryAttention, SlicedMultiHeadAttention
 from hvdext.placement.slices.convolution import SlicedConv2D
@@ -68,9 +68,7 @@ def slice_layers(
     agreement.check(comm, "hvd.slice_layers", {"rules": dict(rules), "variables": shapes})
     cuts = cuts_of(model, rules)
     with blank_parts():
-        cut = keras.models.clone_model(
-            model, inputs_like(model), lambda layer: _cut_layer(layer, cuts, comm), recursive=True
-        )
+        cut = clone(model, lambda layer: _cut_layer(layer, cuts, comm), inputs_like(model), recursive=True)
     assert _names(cut) == _names(model)
     # The names of the exchanges: a rank that has made another Sequential model before has numbered this one.
     paths = [v.path for v in cut.variables if mark_of(v) is not None]
@@ -89,8 +87,7 @@ def _model_of(model):
     scope = keras.StatelessScope()
     if is_builder(model):
         model, scope = unallocated(model)
-    kinds = (keras.Sequential, Functional)
-    if not isinstance(model, kinds):
+    if not is_functional(model):
         raise TypeError(
             "`model` must be a functional or Sequential Keras model, or a function that builds one. In a "
             "subclassed model use hvd.ColumnDense, hvd.RowDense and the other cut layers directly. "
@@ -133,5 +130,5 @@ def _cut_layer(layer: keras.layers.Layer, cuts: Cuts, comm) -> keras.layers.Laye
     elif key in cuts.between and kind is keras.layers.Dropout:
         kind = SlicedDropout
     if kind is type(layer):
-        return kind.from_config(layer.get_config())
+        return cloned(layer)
     return kind(**layer.get_config(), **ours, grid=comm)

@@ -10,40 +10,25 @@ from typing import Any
 
 import keras
 
-from hvdext.placement.slices.layer import SlicedLayer
+from hvdext.keras_tools.functional import clone
+from hvdext.keras_tools.layers import cloned
+from hvdext.keras_tools.models import flat_layers
+from hvdext.keras_tools.training import compiled_with
 
 
 def is_cut(model: keras.Model) -> bool:
     """Whether the model has layers that `uncut_layer` replaces."""
-    return any(isinstance(layer, SlicedLayer) for layer in model._flatten_layers(include_self=False))
-
-
-def cloned(layer: Any) -> Any:
-    """A layer or operation with the same settings, without weights."""
-    if isinstance(layer, keras.layers.Lambda):  # whose function Keras would have to serialize
-        return keras.layers.Lambda(
-            layer.function,
-            output_shape=layer._output_shape,
-            mask=layer.mask,
-            arguments=layer.arguments,
-            name=layer.name,
-            dtype=layer.dtype_policy,
-        )
-    return layer.__class__.from_config(layer.get_config())
+    return any(hasattr(layer, "uncut") for layer in flat_layers(model, include_self=False))
 
 
 def uncut_layer(layer: Any) -> Any:
     """As `cloned`; of a cut layer, the layer of plain Keras."""
-    return layer.uncut() if isinstance(layer, SlicedLayer) else cloned(layer)
+    return layer.uncut() if hasattr(layer, "uncut") else cloned(layer)
 
 
 def uncut_clone(model: keras.Model) -> keras.Model:
     """The model of plain Keras that `model` is a cut of, not compiled, with weights of its own."""
-    was_compiled, model.compiled = model.compiled, False  # Keras would compile the clone as well
-    try:
-        return keras.models.clone_model(model, clone_function=uncut_layer, recursive=True)
-    finally:
-        model.compiled = was_compiled
+    return clone(model, uncut_layer, recursive=True)
 
 
 def compile_alike(
@@ -57,10 +42,10 @@ def compile_alike(
         optimizer: of `model`, whose state is saved: `fresh_copy` that of `source`, or None for no state.
         **changed: arguments of `compile` that are to differ.
     """
-    given = source._compile_config.config | changed
+    given = compiled_with(source) | changed
     uncut = {key: _uncut(value) for key, value in given.items() if key != "optimizer"}
     model.compile(optimizer, auto_scale_loss=False, **uncut)
-    model._compile_config.config["optimizer"] = given["optimizer"]
+    compiled_with(model)["optimizer"] = given["optimizer"]
 
 
 def _uncut(structure):

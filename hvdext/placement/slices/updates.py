@@ -24,6 +24,7 @@ from keras.optimizers import LossScaleOptimizer
 from hvdext.comm.communicator import Communicator
 from hvdext.gradients.keras_apply import put_before
 from hvdext.gradients.tensors import all_finite, clipped, poisoned, squared_norm
+from hvdext.keras_tools.optimizers import iterations_of, trained_by
 from hvdext.keras_tools.slice_marks import mark_of
 from hvdext.keras_tools.xla import refuse_xla
 from hvdext.placement.slices.sample_check import fingerprints
@@ -73,7 +74,7 @@ def group_of(variables: Sequence) -> Communicator | None:
     return next(iter(comms.values()), None)
 
 
-def check_elementwise(optimizer: keras.optimizers.Optimizer, variables: Sequence) -> None:
+def require_elementwise(optimizer: keras.optimizers.Optimizer, variables: Sequence) -> None:
     """Refuses what cannot update slices by themselves.
 
     Raises:
@@ -97,7 +98,7 @@ def check_elementwise(optimizer: keras.optimizers.Optimizer, variables: Sequence
 
 def _prepared(optimizer, comm, gradients, variables):
     refuse_xla("cut layers")
-    check_elementwise(optimizer, variables)
+    require_elementwise(optimizer, variables)
     _check_same_samples(optimizer, comm, gradients, variables)
     if optimizer.clipnorm:
         squares = [None if g is None else squared_norm(g) for g in gradients]
@@ -152,7 +153,7 @@ def _check_same_samples(optimizer, comm, gradients, variables):
         )
         tf.debugging.Assert(tf.logical_not(differ), [rule, everyone], summarize=64)
 
-    due = tf.equal(tf.convert_to_tensor(optimizer._iterations) % CHECK_EVERY, 0)
+    due = tf.equal(tf.convert_to_tensor(iterations_of(optimizer)) % CHECK_EVERY, 0)
     if not tf.executing_eagerly():
         tf.cond(due, compare, lambda: None)
     elif due:
@@ -170,4 +171,4 @@ def _overflowing_alike(comm, gradients):
 def _variables(optimizer, trainable_variables):
     if trainable_variables is not None:
         return list(trainable_variables)
-    return list(optimizer._trainable_variables) if optimizer.built else []
+    return trained_by(optimizer)

@@ -48,7 +48,7 @@ def read_keys(path: str | os.PathLike[str]) -> tuple[str, ...]:
     return tuple(keys)
 
 
-class KeyGuard:
+class ApiKeyGuard:
     """Answers 401 without a key, except at paths that are free.
 
     Args:

@@ -10,34 +10,37 @@ from starlette.routing import Route
 
 from hvdext.serving.http.bodies import Bodies
 from hvdext.serving.http.errors import JSONResponse
-from hvdext.serving.http.handlers import at_once_or_apart, found, infer, read, signature_of
-from hvdext.serving.http.offload import Apart
+from hvdext.serving.http.handlers import (
+    Endpoint,
+    Endpoints,
+    at_once_or_offloaded,
+    found,
+    infer,
+    read,
+    route_table,
+    signature_of,
+)
+from hvdext.serving.http.offload import Offload
 from hvdext.serving.http.paths import MODEL, VERSION
 from hvdext.serving.http.request_metrics import call_of
 from hvdext.serving.protocols import tf_serving
 from hvdext.serving.service import Service
 
 
-def routes(service: Service, bodies: Bodies, reading: Apart, writing: Apart) -> list[Route]:
+def routes(service: Service, bodies: Bodies, reading: Offload, writing: Offload) -> list[Route]:
     """The protocol's routes; `reading` and `writing` are for what is large."""
     api = _TensorFlowServing(service, bodies, reading, writing)
-    table = []
+    table: list[tuple[str, str, Endpoint]] = []
     for path in (f"/v1/models/{MODEL}", f"/v1/models/{MODEL}{VERSION}"):
         table += [
             (path, "GET", api.status),
             (path + "/metadata", "GET", api.metadata),
             (path + ":predict", "POST", api.predict),
         ]
-    return [Route(path, endpoint, methods=[method]) for path, method, endpoint in table]
+    return route_table(table)
 
 
-class _TensorFlowServing:
-    def __init__(self, service: Service, bodies: Bodies, reading: Apart, writing: Apart):
-        self._service = service
-        self._bodies = bodies
-        self._reading = reading
-        self._writing = writing
-
+class _TensorFlowServing(Endpoints):
     async def status(self, request: Request) -> Response:
         version = found(request, self._service)
         if "version" in request.path_params:
@@ -64,5 +67,5 @@ class _TensorFlowServing:
             version, outputs = await infer(request, self._service, asked.inputs, timeout=None)
         work = functools.partial(tf_serving.write_answer, asked.rows, signature_of(version), outputs)
         size = sum(array.nbytes for array in outputs.values())
-        text = await at_once_or_apart(request, self._writing, size, work)
+        text = await at_once_or_offloaded(request, self._writing, size, work)
         return Response(text, media_type="application/json")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,8 +11,17 @@ from starlette.routing import Route
 
 from hvdext.serving.http.bodies import Bodies
 from hvdext.serving.http.errors import JSONResponse
-from hvdext.serving.http.handlers import at_once_or_apart, found, infer, read, signature_of
-from hvdext.serving.http.offload import LARGE_BYTES, Apart
+from hvdext.serving.http.handlers import (
+    Endpoint,
+    Endpoints,
+    at_once_or_offloaded,
+    found,
+    infer,
+    read,
+    route_table,
+    signature_of,
+)
+from hvdext.serving.http.offload import LARGE_BYTES, Offload
 from hvdext.serving.http.paths import MODEL, VERSION
 from hvdext.serving.http.request_metrics import call_of
 from hvdext.serving.protocols import v2, v2_binary
@@ -21,10 +29,8 @@ from hvdext.serving.protocols.json_text import read_json, require
 from hvdext.serving.protocols.tensors import short
 from hvdext.serving.service import InvalidRequest, Service, State
 
-Endpoint = Callable[[Request], Awaitable[Response]]
 
-
-def routes(service: Service, bodies: Bodies, reading: Apart, writing: Apart) -> list[Route]:
+def routes(service: Service, bodies: Bodies, reading: Offload, writing: Offload) -> list[Route]:
     """The protocol's routes; `reading` and `writing` are for what is large."""
     api = _V2(service, bodies, reading, writing)
     table: list[tuple[str, str, Endpoint]] = [
@@ -43,16 +49,10 @@ def routes(service: Service, bodies: Bodies, reading: Apart, writing: Apart) -> 
         (f"/v2/repository/models/{MODEL}/load", "POST", api.load),
         (f"/v2/repository/models/{MODEL}/unload", "POST", api.unload),
     ]
-    return [Route(path, endpoint, methods=[method]) for path, method, endpoint in table]
+    return route_table(table)
 
 
-class _V2:
-    def __init__(self, service: Service, bodies: Bodies, reading: Apart, writing: Apart):
-        self._service = service
-        self._bodies = bodies
-        self._reading = reading
-        self._writing = writing
-
+class _V2(Endpoints):
     async def server(self, _: Request) -> Response:
         return JSONResponse(
             {
@@ -96,7 +96,7 @@ class _V2:
             version, outputs = await infer(request, self._service, asked.inputs, asked.timeout)
         work = functools.partial(v2.write_answer, asked, version, signature_of(version), outputs)
         size = v2.bytes_to_write(asked, outputs)
-        answer, json_length = await at_once_or_apart(request, self._writing, size, work)
+        answer, json_length = await at_once_or_offloaded(request, self._writing, size, work)
         if json_length is None:
             return Response(answer, media_type="application/json")
         headers = {"Inference-Header-Content-Length": str(json_length)}

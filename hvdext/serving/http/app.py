@@ -8,14 +8,14 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from hvdext.serving.http import api_site, api_tf, api_v2
-from hvdext.serving.http.api_keys import KeyGuard
+from hvdext.serving.http.api_keys import ApiKeyGuard
 from hvdext.serving.http.bodies import Bodies
 from hvdext.serving.http.errors import HANDLERS
 from hvdext.serving.http.latency import Window
 from hvdext.serving.http.metrics import Metrics
-from hvdext.serving.http.offload import Apart
-from hvdext.serving.http.origin_guard import BrowserGuard
-from hvdext.serving.http.request_metrics import Observer
+from hvdext.serving.http.offload import Offload
+from hvdext.serving.http.origin_guard import OriginGuard
+from hvdext.serving.http.request_metrics import RequestMetrics
 from hvdext.serving.service import Service
 
 MEBIBYTE = 2**20
@@ -54,8 +54,8 @@ def make_app(
         )
     metrics, window = Metrics(service), Window()
     bodies = Bodies(max_request_bytes, max_held_bytes, receive_seconds)
-    reading, writing = Apart(receive_seconds), Apart(receive_seconds)
-    guards = [Middleware(KeyGuard, api_keys, api_site.FREE_PATHS)] if api_keys else []
+    reading, writing = Offload(receive_seconds), Offload(receive_seconds)
+    guards = [Middleware(ApiKeyGuard, api_keys, api_site.FREE_PATHS)] if api_keys else []
     app = Starlette(
         routes=[
             *api_v2.routes(service, bodies, reading, writing),
@@ -63,8 +63,8 @@ def make_app(
             *api_site.routes(service, metrics, window, with_keys=bool(api_keys)),
         ],
         middleware=[
-            Middleware(Observer, metrics, window),
-            Middleware(BrowserGuard, allowed_hosts),
+            Middleware(RequestMetrics, metrics, window),
+            Middleware(OriginGuard, allowed_hosts),
             *guards,
         ],
         exception_handlers=HANDLERS,

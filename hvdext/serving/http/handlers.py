@@ -5,19 +5,45 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from typing import TypeAlias, TypeVar
 
 import anyio
 import numpy as np
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
 
-from hvdext.serving.http.offload import LARGE_BYTES, Apart
+from hvdext.serving.http.bodies import Bodies
+from hvdext.serving.http.offload import LARGE_BYTES, Offload
 from hvdext.serving.http.request_metrics import call_of
 from hvdext.serving.protocols.tensors import short
 from hvdext.serving.service import ModelVersion, NotReady, Service, Signature, UnknownModel
 
 T = TypeVar("T")
+Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
+
+
+class Endpoints:
+    """What the endpoints of a protocol work with.
+
+    Args:
+        service: the models.
+        bodies: reads what clients send.
+        reading: parses what is large.
+        writing: writes answers that are large.
+    """
+
+    def __init__(self, service: Service, bodies: Bodies, reading: Offload, writing: Offload):
+        self._service = service
+        self._bodies = bodies
+        self._reading = reading
+        self._writing = writing
+
+
+def route_table(rows: Iterable[tuple[str, str, Endpoint]]) -> list[Route]:
+    """Starlette's routes of rows (path, method, endpoint)."""
+    return [Route(path, endpoint, methods=[method]) for path, method, endpoint in rows]
 
 
 def version_of(request: Request) -> int | None:
@@ -58,7 +84,7 @@ def signature_of(version: ModelVersion) -> Signature:
 async def read(
     request: Request,
     service: Service,
-    reading: Apart,
+    reading: Offload,
     size: Callable[[Signature], int],
     read_as: Callable[[str, Signature], T],
 ) -> T:
@@ -80,12 +106,12 @@ async def read(
         signature = signature_of(version)
         call_of(request.scope).version = str(version.version)
         work = functools.partial(read_as, version.name, signature)
-        asked = await at_once_or_apart(request, reading, size(signature), work)
+        asked = await at_once_or_offloaded(request, reading, size(signature), work)
         if signature_of(found(request, service)) == signature:  # the newest may be another one now
             return asked
 
 
-async def at_once_or_apart(request: Request, apart: Apart, size: int, work: Callable[[], T]) -> T:
+async def at_once_or_offloaded(request: Request, offload: Offload, size: int, work: Callable[[], T]) -> T:
     """What the work returns: done at once if it is small, else by the thread, unless the client leaves.
 
     Raises:
@@ -95,7 +121,7 @@ async def at_once_or_apart(request: Request, apart: Apart, size: int, work: Call
     if size <= LARGE_BYTES:
         return work()
     async with _connected(request):
-        return await apart.run(work)
+        return await offload.run(work)
 
 
 async def infer(

@@ -1,4 +1,4 @@
-"""Long work apart from the event loop: in a thread, one piece after another."""
+"""Long work taken off the event loop: in a thread, one piece after another."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 LARGE_BYTES = 1 << 18  # of JSON, of which less is read and written at once
 
 
-class Apart:
+class Offload:
     """A thread for what would hold up the event loop. One, as threads of Python only take turns anyway.
 
     Args:
@@ -26,7 +26,7 @@ class Apart:
     def __init__(self, seconds: float):
         self._seconds = seconds
         self._turn = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(1, "hvdext-apart")
+        self._thread = ThreadPoolExecutor(1, "hvdext-offload")
 
     async def run(self, work: Callable[[], T]) -> T:
         """What the work returns. Who is cancelled waits no longer; work that has begun comes to its end.

@@ -24,7 +24,7 @@ def from_browser(request: Request) -> bool:
     return "origin" in request.headers or "sec-fetch-site" in request.headers
 
 
-class BrowserGuard:
+class OriginGuard:
     """Answers 403 to requests that a page of another site makes.
 
     Args:

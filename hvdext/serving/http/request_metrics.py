@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
 from dataclasses import dataclass
@@ -10,12 +9,13 @@ from dataclasses import dataclass
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from hvdext.common.log import logger
 from hvdext.serving.http.errors import error_response
 from hvdext.serving.http.latency import Window
 from hvdext.serving.http.metrics import Metrics
 
 CLIENT_GONE = 499  # nobody sees it but the metrics; nginx's number
-_log = logging.getLogger("hvdext.serve")
+_log = logger("serve")
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -40,7 +40,7 @@ def call_of(scope: Scope) -> Call:
     return scope["hvdext.call"]
 
 
-class Observer:
+class RequestMetrics:
     """Counts, times and logs; adds the headers that every answer carries.
 
     Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import reprlib
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hvdext.common.checks import did_you_mean
 from hvdext.serving.service import InvalidRequest, Signature, TensorSpec
 
 _STEP = 1 << 14  # values
@@ -191,8 +191,7 @@ def check_names(received: Collection[str], signature: Signature, model: str) -> 
     takes = f"Model {model!r} takes the inputs {', '.join(map(repr, expected))}."
     for name in received:
         if name not in expected:
-            near = difflib.get_close_matches(name, expected, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, expected)
             raise InvalidRequest(f"{takes} Received another one: {short(name)}.{hint}")
     missing = [name for name in expected if name not in received]
     if missing:

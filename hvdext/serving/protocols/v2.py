@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from hvdext.common.checks import did_you_mean
 from hvdext.serving.protocols import v2_binary
 from hvdext.serving.protocols.json_text import in_parts, read_json, require, write_json
 from hvdext.serving.protocols.tensors import check_names, check_rows, from_shaped, short
@@ -143,9 +143,7 @@ def _read_outputs(request: dict, parameters: dict, signature: Signature) -> dict
         entry = require(entry, dict, "Each of `outputs`")
         name = require(entry.get("name"), str, "The `name` of an output")
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            gives = ", ".join(map(repr, names))
+            gives, hint = ", ".join(map(repr, names)), did_you_mean(name, names)
             raise InvalidRequest(f"`outputs` must be among {gives}. Received: {short(name)}.{hint}")
         own = _parameters(entry, f"output {name!r}").get("binary_data")
         outputs[name] = all_binary if own is None else require(own, bool, "The parameter `binary_data`")

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from hvdext.common.wording import named_ranks
 from hvdext.serving.scheduler.batching import Request, Tensors, make_request
 from hvdext.serving.scheduler.catalog import Catalog
 from hvdext.serving.scheduler.dispatcher import Dispatcher
 from hvdext.serving.scheduler.model_names import Named
 from hvdext.serving.scheduler.ranks import Ranks
 from hvdext.serving.scheduler.registry import Registry, Version
-from hvdext.serving.scheduler.replicas import Lane, lanes_of
+from hvdext.serving.scheduler.replicas import Replica, replicas_of
 from hvdext.serving.scheduler.rollout import Rollout
 from hvdext.serving.service import (
     DeadlineExceeded,
@@ -58,14 +59,14 @@ class ServingCore:
         self._change = asyncio.Event()
         self._registry = Registry()
         self._catalog = Catalog(settings, self._registry, repository)
-        self._lanes = lanes_of(settings.mode, settings.size)
-        self._dispatcher = Dispatcher(settings, self._lanes, self._hangs, self._changed)
-        self._rollout = Rollout(settings, self._registry, self._lanes, self._loaded, self._give_up, note)
+        self._replicas = replicas_of(settings.mode, settings.size)
+        self._dispatcher = Dispatcher(settings, self._replicas, self._hangs, self._changed)
+        self._rollout = Rollout(settings, self._registry, self._replicas, self._loaded, self._give_up, note)
         self._ranks = Ranks(
             settings.size,
-            self._lanes,
+            self._replicas,
             token,
-            on_complete=self._rollout.lane_complete,
+            on_complete=self._rollout.replica_complete,
             on_lost=self._lost,
             on_end=on_end,
             chunks=self._catalog.chunks,
@@ -296,26 +297,26 @@ class ServingCore:
         self._dispatcher.run()
         self._changed()
 
-    def _lost(self, lane: Lane, reason: str) -> None:
+    def _lost(self, replica: Replica, reason: str) -> None:
         self._note(reason)
-        for version in self._rollout.lane_lost(lane):
+        for version in self._rollout.replica_lost(replica):
             self._dispatcher.fail_waiting(version, reason)
         self._changed()
 
-    def _hangs(self, lane: Lane) -> None:
-        self._give_up(lane, f"no batch was done within {self._settings.batch_timeout:g} s")
+    def _hangs(self, replica: Replica) -> None:
+        self._give_up(replica, f"no batch was done within {self._settings.batch_timeout:g} s")
 
-    def _give_up(self, lane: Lane, reason: str) -> None:
-        for rank in lane.ranks:
+    def _give_up(self, replica: Replica, reason: str) -> None:
+        for rank in replica.ranks:
             self._ranks.kill(self._ranks[rank], reason)
 
-    def _is_ready(self, lane: Lane) -> bool:
-        return lane.up and not any(lane.index in version.loading for version in self._registry)
+    def _is_ready(self, replica: Replica) -> bool:
+        return replica.up and not any(replica.index in version.loading for version in self._registry)
 
     def _reason(self, version: Version) -> str:
         missing = self._ranks.missing()
         if not version.ready and not version.loading and missing and not version.failures:
-            return f"rank {', '.join(map(str, missing))} is not there"
+            return f"{named_ranks(missing)} {'is' if len(missing) == 1 else 'are'} not there"
         return version.reason.rstrip(".")
 
     def _changed(self) -> None:

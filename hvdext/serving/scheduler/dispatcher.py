@@ -1,15 +1,16 @@
-"""Takes batches out of the queues, gives each to a lane, and brings the answers back to the requests."""
+"""Takes batches out of the queues, gives each to a replica, and brings the answers back to the requests."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
+from hvdext.common.wording import describe
 from hvdext.serving.scheduler import batching
 from hvdext.serving.scheduler.batching import Part, Request
 from hvdext.serving.scheduler.load_balancing import Throughput, choose
 from hvdext.serving.scheduler.registry import Version
-from hvdext.serving.scheduler.replicas import Lane, RankFailed, RankLost
+from hvdext.serving.scheduler.replicas import RankFailed, RankLost, Replica
 from hvdext.serving.service import ComputationFailed, InvalidRequest, NotReady, QueueFull
 from hvdext.serving.settings import Settings
 from hvdext.serving.transport.frames import Frame
@@ -22,20 +23,20 @@ class Dispatcher:
 
     Args:
         settings: how the ranks serve.
-        lanes: who computes.
-        on_hang: called with a lane that has not finished a batch within `batch_timeout`.
+        replicas: who computes.
+        on_hang: called with a replica that has not finished a batch within `batch_timeout`.
         on_done: called after each batch.
     """
 
     def __init__(
         self,
         settings: Settings,
-        lanes: Sequence[Lane],
-        on_hang: Callable[[Lane], None],
+        replicas: Sequence[Replica],
+        on_hang: Callable[[Replica], None],
         on_done: Callable[[], None],
     ):
         self._settings = settings
-        self._lanes = lanes
+        self._replicas = replicas
         self._on_hang = on_hang
         self._on_done = on_done
         self._turns: dict[Version, None] = {}  # versions with waiting parts; who was served goes to the end
@@ -113,13 +114,13 @@ class Dispatcher:
             if due is None:
                 del self._turns[version]
             elif due <= now:
-                loads = {index: self._lanes[index].load for index in version.ready}
+                loads = {index: self._replicas[index].load for index in version.ready}
                 index = choose(loads, version.waiting.full)
                 if index is not None:
-                    return version, self._lanes[index]
+                    return version, self._replicas[index]
         return None
 
-    def _send(self, version: Version, lane: Lane) -> None:
+    def _send(self, version: Version, replica: Replica) -> None:
         self._turns[version] = self._turns.pop(version)
         parts = version.waiting.take()
         for part in parts:
@@ -127,32 +128,32 @@ class Dispatcher:
                 self._has_left(part.request)
         rows = batching.padded_rows(sum(part.rows for part in parts), self._settings.batch_sizes)
         tensors = batching.joined_inputs(parts, rows)
-        answer = lane.ask(lane.ranks[0], {"kind": "batch", "model": version.uid, "rows": rows}, tensors)
+        answer = replica.ask(replica.ranks[0], {"kind": "batch", "model": version.uid, "rows": rows}, tensors)
         batch = id(answer)
-        lane.load.start(batch, version.uid, rows)
+        replica.load.start(batch, version.uid, rows)
         version.in_flight += len(parts)
-        if len(lane.load) == 1:
-            self._watch(lane)
-        answer.add_done_callback(lambda answer: self._done(version, lane, parts, rows, batch, answer))
+        if len(replica.load) == 1:
+            self._watch(replica)
+        answer.add_done_callback(lambda answer: self._done(version, replica, parts, rows, batch, answer))
 
     # -- and back ----------------------------------------------------------------------------------
 
-    def _done(self, version, lane, parts, rows, batch, answer):
+    def _done(self, version, replica, parts, rows, batch, answer):
         seconds = None
         error = answer.exception()
         if error is None:
             frame = answer.result()
             seconds = sum(frame.header["seconds"].values())
             error = _problem(frame, rows)
-        lane.load.end(batch, seconds if error is None else None)
+        replica.load.end(batch, seconds if error is None else None)
         version.in_flight -= len(parts)
-        self._watch(lane)
+        self._watch(replica)
         if error is None:
             self._count(version, parts, rows)
             for part, outputs in zip(parts, batching.cut_outputs(frame.tensors, parts), strict=True):
                 self._part_done(version, part, outputs)
         else:
-            self._try_again(version, parts, error, batch == lane.suspect)
+            self._try_again(version, parts, error, batch == replica.suspect)
         self.run()
         self._on_done()
 
@@ -163,8 +164,7 @@ class Dispatcher:
         except Exception as error:
             part.request.finish(
                 ComputationFailed(
-                    f"{version.name}:{version.number} gave outputs that make no answer: "
-                    f"{type(error).__name__}: {error}"
+                    f"{version.name}:{version.number} gave outputs that make no answer: {describe(error)}"
                 )
             )
 
@@ -199,13 +199,15 @@ class Dispatcher:
         version.batch_sizes[real] += 1
         self._throughput.add(real, asyncio.get_running_loop().time())
 
-    def _watch(self, lane):
-        """A lane must finish some batch every `batch_timeout` seconds, as long as it has any."""
-        if lane.index in self._watches:
-            self._watches.pop(lane.index).cancel()
-        if len(lane.load):
+    def _watch(self, replica):
+        """A replica must finish some batch every `batch_timeout` seconds, as long as it has any."""
+        if replica.index in self._watches:
+            self._watches.pop(replica.index).cancel()
+        if len(replica.load):
             loop = asyncio.get_running_loop()
-            self._watches[lane.index] = loop.call_later(self._settings.batch_timeout, self._on_hang, lane)
+            self._watches[replica.index] = loop.call_later(
+                self._settings.batch_timeout, self._on_hang, replica
+            )
 
 
 def _problem(frame: Frame, rows: int) -> RankFailed | None:

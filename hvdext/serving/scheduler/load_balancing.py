@@ -1,4 +1,4 @@
-"""Which lane gets the next batch: the one that will be done with its work first. Pure."""
+"""Which replica gets the next batch: the one that will be done with its work first. Pure."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _NEW = 0.3  # what the latest batch weighs in the mean of the seconds per row
 
 @dataclass(eq=False)
 class Load:
-    """The batches that one lane has, and how fast it was so far.
+    """The batches that one replica has, and how fast it was so far.
 
-    A lane that has nothing to do takes any batch. One that computes takes a second only if that is full: a
+    A replica that has nothing to do takes any batch. One that computes takes a second only if that is full: a
     smaller one may as well go on growing, since it could not be computed yet.
 
     Args:
-        stages: how many batches the lane computes at a time: 1, or the stages of a pipeline.
+        stages: how many batches the replica computes at a time: 1, or the stages of a pipeline.
     """
 
     stages: int = 1
-    served: int = 0  # batches dealt so far; equal lanes take turns
+    served: int = 0  # batches given to it so far; equal replicas take turns
     _batches: dict[int, tuple[Hashable, int]] = field(default_factory=dict)
     _seconds_per_row: dict[Hashable, float] = field(default_factory=dict)
 
@@ -34,11 +34,11 @@ class Load:
         return next(iter(self._batches), None)
 
     def takes(self, full: bool) -> bool:
-        """True if the lane should be given a batch that is full, or one that is not."""
+        """True if the replica should be given a batch that is full, or one that is not."""
         return len(self) < (2 * self.stages if full else self.stages)
 
     def start(self, number: int, model: Hashable, rows: int) -> None:
-        """Notes that the lane has got a batch."""
+        """Notes that the replica has got a batch."""
         self._batches[number] = (model, rows)
         self.served += 1
 
@@ -56,20 +56,29 @@ class Load:
             self._seconds_per_row[model] = _NEW * new + (1 - _NEW) * old
 
     def expected(self) -> tuple[float, int]:
-        """Seconds, and rows, until the lane has done what it has."""
+        """Seconds, and rows, until the replica has done what it has."""
         seconds = sum(self._seconds_per_row.get(model, 0.0) * rows for model, rows in self._batches.values())
         return seconds, sum(rows for _, rows in self._batches.values())
 
 
 def choose(loads: Mapping[int, Load], full: bool) -> int | None:
-    """The lane for the next batch.
+    """The replica for the next batch: of those that take one, the first to be done with what it has.
+
+    The model of its cost, for a replica that has batches b of models m(b) with rows(b) rows each:
+
+        expected [s] = sum over b of seconds_per_row[m(b)] [s/row] * rows(b) [rows]
+
+    `seconds_per_row` is a running mean of what the replica took for the model's latest batches, where the
+    latest counts for 0.3; 0 for a model it has not computed yet. Padding counts as rows. Between equal
+    seconds fewer rows decide, and then fewer batches served so far. What the new batch itself will cost is
+    left out: it is about the same on all of them. How far the current batch has come is not known.
 
     Args:
-        loads: of the lanes that have the model.
+        loads: of the replicas that have the model.
         full: whether the batch is full.
 
     Returns:
-        None if no lane should get it now.
+        None if no replica should get it now.
     """
     free = [index for index, load in loads.items() if load.takes(full)]
     return min(free, key=lambda index: (loads[index].expected(), loads[index].served), default=None)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from hvdext.serving.scheduler.replicas import Lane
+from hvdext.serving.scheduler.replicas import Replica
 from hvdext.serving.transport.frames import Frame
 from hvdext.serving.transport.handshake import Refused
 from hvdext.serving.transport.peer import Peer
@@ -22,7 +22,7 @@ class Rank:
 
     Attributes:
         number: the rank.
-        lane: the lane that it belongs to.
+        replica: the replica that it belongs to.
         supervisor: its connection, if there is one.
         worker: likewise.
         host: its host's name.
@@ -34,7 +34,7 @@ class Rank:
     """
 
     number: int
-    lane: Lane
+    replica: Replica
     supervisor: Peer | None = None
     worker: Peer | None = None
     host: str = ""
@@ -50,10 +50,10 @@ class Ranks:
 
     Args:
         size: how many ranks there are.
-        lanes: what they are divided into.
+        replicas: what they are divided into.
         token: the job's secret.
-        on_complete: called with a lane when its last rank has connected.
-        on_lost: called with a lane when one of its ranks is lost.
+        on_complete: called with a replica when its last rank has connected.
+        on_lost: called with a replica when one of its ranks is lost.
         on_end: called with a reason when a rank has been asked to end, as by horovodrun.
         chunks: gives a model's bytes by its digest; raises LookupError if there is none.
     """
@@ -61,14 +61,14 @@ class Ranks:
     def __init__(
         self,
         size: int,
-        lanes: list[Lane],
+        replicas: list[Replica],
         token: str,
-        on_complete: Callable[[Lane], None],
-        on_lost: Callable[[Lane, str], None],
+        on_complete: Callable[[Replica], None],
+        on_lost: Callable[[Replica, str], None],
         on_end: Callable[[str], None],
         chunks: Callable[[str], Iterator[bytes]],
     ):
-        self._ranks = [Rank(rank, lane) for lane in lanes for rank in lane.ranks]
+        self._ranks = [Rank(rank, replica) for replica in replicas for rank in replica.ranks]
         assert len(self._ranks) == size
         self._token = token
         self._on_complete = on_complete
@@ -161,9 +161,9 @@ class Ranks:
         rank.host, rank.restarts = peer.facts["host"], peer.facts["restarts"]
         peer.on_lost = lambda reason: self._worker_lost(rank, peer, reason)
         peer.on_frame = lambda frame: self._on_worker(rank, frame)
-        rank.lane.workers[rank.number] = peer
-        if rank.lane.complete:
-            self._on_complete(rank.lane)
+        rank.replica.workers[rank.number] = peer
+        if rank.replica.complete:
+            self._on_complete(rank.replica)
 
     def _worker_lost(self, rank, peer, reason):
         if rank.worker is not peer:
@@ -171,9 +171,9 @@ class Ranks:
         rank.worker = None
         if peer.given_up and rank.supervisor is not None:  # it may hang, and would not end by itself
             rank.supervisor.send({"kind": "kill", "pid": peer.facts["pid"]})
-        rank.lane.drop(rank.number, reason)
+        rank.replica.drop(rank.number, reason)
         peer.end(reason)
-        self._on_lost(rank.lane, f"rank {rank.number} was lost: {reason}")
+        self._on_lost(rank.replica, f"rank {rank.number} was lost: {reason}")
 
     # -- what they tell ----------------------------------------------------------------------------
 
@@ -192,21 +192,21 @@ class Ranks:
             self._ranks[int(number)].busy += seconds
             self._ranks[int(number)].batches += 1
             self._ranks[int(number)].rows += frame.header["rows"]
-        rank.lane.answered(frame)
+        rank.replica.answered(frame)
 
     def _link_lost(self, rank, reason):
-        lane = rank.lane
-        if lane.up:  # otherwise the next rank is known to be lost already
+        replica = rank.replica
+        if replica.up:  # otherwise the next rank is known to be lost already
             reason = f"rank {rank.number} does not reach the next stage: {reason}"
-            lane.unlink(reason)
-            self._on_lost(lane, reason)
-            self._on_complete(lane)
+            replica.unlink(reason)
+            self._on_lost(replica, reason)
+            self._on_complete(replica)
 
-    def status(self, is_ready: Callable[[Lane], bool]) -> list[dict[str, Any]]:
+    def status(self, is_ready: Callable[[Replica], bool]) -> list[dict[str, Any]]:
         """What `Service.status` tells of the ranks.
 
         Args:
-            is_ready: whether a lane answers.
+            is_ready: whether a replica answers.
         """
         return [
             {
@@ -214,7 +214,7 @@ class Ranks:
                 "host": rank.host,
                 "pid": rank.pid,
                 "state": self._state(rank, is_ready),
-                "in_flight": len(rank.lane.load),
+                "in_flight": len(rank.replica.load),
                 "batches": rank.batches,
                 "rows": rank.rows,
                 "busy": round(rank.busy, 6),
@@ -227,4 +227,4 @@ class Ranks:
     def _state(rank, is_ready):
         if rank.worker is None:
             return "lost" if rank.pid else "starting"
-        return "ready" if is_ready(rank.lane) else "starting"
+        return "ready" if is_ready(rank.replica) else "starting"

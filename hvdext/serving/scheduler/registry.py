@@ -25,12 +25,12 @@ class Version:
         manifest: what the file was when it was added.
         identity: of those files, by which a rank on the same host knows them.
         waiting: its requests.
-        loading: lanes that load it now, or as soon as they have loaded others, by index.
-        ready: lanes that answer, by index, and their ranks.
+        loading: replicas that load it now, or as soon as they have loaded others, by index.
+        ready: replicas that answer, by index, and their ranks.
         failures: why it cannot be loaded, by rank.
-        losses: how often each lane lost a rank that was loading it, since it last lived through that.
-        survived: True once a lane has lived through its loading, whether it could be loaded or not.
-        settled: True once every lane there was has loaded it or failed, and one has loaded it.
+        losses: how often each replica lost a rank that was loading it, since it last lived through that.
+        survived: True once a replica has lived through its loading, whether it could be loaded or not.
+        settled: True once every replica there was has loaded it or failed, and one has loaded it.
         unloading: True once it takes no more requests.
         signature: known once it has been loaded.
         platform: likewise.

@@ -1,6 +1,6 @@
-"""Lanes: the ranks that compute a batch together, as the front sees them.
+"""Replicas: whole copies of the models, as the front sees them.
 
-With replicas each rank is a lane of its own; a pipeline is one lane, from its first stage to its last.
+With the mode "replicas" each rank is one; a pipeline is one replica, from its first stage to its last.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from hvdext.serving.scheduler.load_balancing import Load
 from hvdext.serving.transport.frames import Frame
 from hvdext.serving.transport.peer import Peer
 
-_numbers = itertools.count(1)
-
 
 class RankLost(Exception):
     """A rank was lost while it was asked for something."""
@@ -27,11 +25,11 @@ class RankFailed(Exception):
     """A rank could not do what it was asked for; the message says why."""
 
 
-class Lane:
+class Replica:
     """Ranks that compute a batch together. It is up while all of them are connected and linked.
 
     Args:
-        index: the lane's number.
+        index: the replica's number.
         ranks: in the order of the stages.
 
     Attributes:
@@ -48,6 +46,7 @@ class Lane:
         self.up = False
         self.load = Load(len(self.ranks))
         self.suspect: int | None = None
+        self._numbers = itertools.count(1)  # of what it was asked
         self._asked: dict[int, asyncio.Future[Frame]] = {}
 
     @property
@@ -58,12 +57,12 @@ class Lane:
     def ask(
         self, rank: int, header: Mapping[str, Any], tensors: Mapping[str, np.ndarray] | None = None
     ) -> asyncio.Future[Frame]:
-        """Asks a rank for something; a pipeline's answer may come from another of the lane.
+        """Asks a rank for something; a pipeline's answer may come from another of the replica.
 
         Returns:
             The answer; or `RankLost`, or `RankFailed`.
         """
-        number = next(_numbers)
+        number = next(self._numbers)
         future = asyncio.get_running_loop().create_future()
         self._asked[number] = future
         future.add_done_callback(lambda _: self._asked.pop(number, None))
@@ -92,7 +91,7 @@ class Lane:
             future.set_result(frame)
 
     async def link(self) -> None:
-        """Has each stage connect to the next one; then the lane is up.
+        """Has each stage connect to the next one; then the replica is up.
 
         Raises:
             RankLost, RankFailed: if one is lost or does not reach the next.
@@ -102,16 +101,16 @@ class Lane:
             address = [next_one.host, next_one.facts["link_port"]]
             await self.ask(rank, {"kind": "link", "address": address})
         if not self.complete:
-            raise RankLost("a rank was lost before the lane was up")
+            raise RankLost("a rank was lost before the replica was up")
         self.up = True
 
     def drop(self, rank: int, reason: str) -> None:
-        """A rank is lost, and with it the lane's work."""
+        """A rank is lost, and with it the replica's work."""
         self.workers.pop(rank, None)
         self.unlink(f"rank {rank} was lost: {reason}")
 
     def unlink(self, reason: str) -> None:
-        """The lane is down: whatever it was asked for has no answer."""
+        """The replica is down: whatever it was asked for has no answer."""
         self.up = False
         self.suspect = self.load.computing
         for future in list(self._asked.values()):
@@ -119,8 +118,8 @@ class Lane:
                 future.set_exception(RankLost(reason))
 
 
-def lanes_of(mode: str, size: int) -> list[Lane]:
-    """One lane per rank with replicas, one of all ranks with a pipeline."""
+def replicas_of(mode: str, size: int) -> list[Replica]:
+    """One replica per rank with replicas, one of all ranks with a pipeline."""
     if mode == "pipeline":
-        return [Lane(0, range(size))]
-    return [Lane(rank, [rank]) for rank in range(size)]
+        return [Replica(0, range(size))]
+    return [Replica(rank, [rank]) for rank in range(size)]

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from hvdext.common.wording import describe
+
 _MAGIC = b"hvx1"
 _PREFIX = struct.Struct("!4sIQ")
 _LENGTH = struct.Struct("<I")
@@ -148,7 +150,7 @@ def _decode(text: memoryview, body: memoryview) -> Frame:
             raise FrameError(f"`kind` must be text. Received: {header['kind']!r}.")
         return Frame(header, tensors)
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise FrameError(f"the frame's header is wrong: {type(error).__name__}: {error}") from error
+        raise FrameError(f"the frame's header is wrong: {describe(error)}") from error
 
 
 def _to_bytes(name: str, array: np.ndarray) -> tuple[str, Any]:

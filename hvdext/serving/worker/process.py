@@ -18,10 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hvdext.common.log import logger, set_rank
 from hvdext.serving.transport.handshake import Refused
 from hvdext.serving.worker.worker import Load, Post, Worker
 
 VARIABLE = "HVDEXT_SERVE_WORKER"
+_log = logger("serve")
 _PR_SET_PDEATHSIG = 1
 _LINGER = 10.0  # seconds
 
@@ -38,11 +40,12 @@ def main(load: Load | None = None) -> int:
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     post = Post(**config["post"])
+    set_rank(post.rank)
     loader = _Loader(config["threads"], config["local_rank"], config["modules"])
     try:
         worker = Worker(post, load or loader.load)
     except (ConnectionError, Refused) as error:
-        print(f"hvdext serve: rank {post.rank}: {error}", file=sys.stderr)
+        _log.error("%s", error)
         return 1
 
     def pass_on():

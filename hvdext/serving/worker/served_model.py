@@ -12,6 +12,7 @@ import tensorflow as tf
 from hvdext.inference.deploy.manifest import kind_of
 from hvdext.inference.deploy.saved_model import SavedModel
 from hvdext.keras_tools.functional import function_of
+from hvdext.keras_tools.models import input_structure
 from hvdext.serving.service import Signature, TensorSpec
 from hvdext.serving.worker.signatures import (
     NUMPY_TYPES,
@@ -143,7 +144,7 @@ def _keras_model(path) -> ServedModel:
     assert graph is not None, "keras_ports refuses such a model"
 
     def answer(tensors):
-        packed = keras.tree.pack_sequence_as(graph._inputs_struct, list(tensors))
+        packed = keras.tree.pack_sequence_as(input_structure(graph), list(tensors))
         return keras.tree.flatten(model(packed, training=False))
 
     return ServedModel(answer, takes, gives, signature_of(takes, gives), "keras")

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from hvdext.keras_tools.functional import function_of
+from hvdext.keras_tools.models import input_structure, maker_of, output_structure
 from hvdext.serving.service import Signature, TensorSpec
 
 DATATYPES = {
@@ -108,8 +109,8 @@ def keras_ports(model: keras.Model) -> tuple[list[Port], list[Port]]:
             "serve the SavedModel: model.export('folder')."
         )
     return (
-        _ports(function._inputs_struct, function.inputs),
-        _ports(function._outputs_struct, function.outputs),
+        _ports(input_structure(function), function.inputs),
+        _ports(output_structure(function), function.outputs),
     )
 
 
@@ -138,7 +139,7 @@ def _ports(structure, tensors) -> list[Port]:
     if isinstance(structure, Mapping):
         names = ["_".join(map(str, path)) for path in paths]
     else:
-        names = [tensor._keras_history.operation.name for tensor in tensors]
+        names = [maker_of(tensor).name for tensor in tensors]
     return [port(n, t.dtype, t.shape) for n, t in zip(_unique(names), tensors, strict=True)]
 
 

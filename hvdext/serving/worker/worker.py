@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from hvdext.common.wording import describe
 from hvdext.inference.deploy.manifest import Manifest
 from hvdext.inference.deploy.model_store import Store
 from hvdext.serving.protocols.tensors import DTYPES
@@ -249,4 +250,4 @@ def _chunks(connection):
 
 
 def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:_TEXT]
+    return describe(error)[:_TEXT]

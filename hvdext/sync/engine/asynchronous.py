@@ -11,16 +11,52 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
 from hvdext.common.background import Background
 from hvdext.sync.engine.engine import Engine, Trained
-from hvdext.sync.engine.transfer import FINISHED, STOPS
+from hvdext.sync.engine.report import FINISHED, STOPS, Report
 
 _PATIENCE = 0.05  # seconds that the thread waits for a step, not to exchange the same values twice
 _LOOK = 1.0  # seconds between two looks whether the thread still lives
+
+
+class _Loop:
+    """The thread that exchanges: from a training's start until every rank's training has ended or failed.
+
+    Args:
+        exchange: called in the thread with this object; returns when all ranks' trainings have ended.
+
+    Attributes:
+        wants_stop: whether this rank asks all to end their training.
+        has_finished: whether this rank's training has ended, or failed.
+    """
+
+    def __init__(self, exchange: Callable[[_Loop], None]):
+        self.wants_stop = False
+        self.has_finished = False
+        self._thread = Background("hvdext.sync")
+        self._future = self._thread.submit(exchange, self)
+
+    @property
+    def is_over(self) -> bool:
+        """True if it exchanges no more, since all have finished or it has failed."""
+        return self._future.done()
+
+    def raise_failure(self) -> None:
+        """Raises what has gone wrong in the thread, if anything has."""
+        if self.is_over:
+            self._future.result()
+
+    def join(self) -> None:
+        """Waits until every rank's training has ended; raises what has gone wrong in the thread."""
+        try:
+            self._future.result()
+        finally:
+            self._thread.stop()
 
 
 class AsynchronousEngine(Engine):
@@ -28,40 +64,41 @@ class AsynchronousEngine(Engine):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self._turn = 0  # exchanges so far, of all fragments
         self._changes: list[tf.Tensor | None] = [None] * len(self.states)  # to be added to the weights
-        self._cures: list[tf.Tensor | None] = [None] * len(self.states)  # to be put in their place
+        self._recovered: list[tf.Tensor | None] = [None] * len(self.states)  # to be put in their place
         self._lock = threading.Lock()  # holds for reading the weights with their changes, and adding these
         self._changed = threading.Condition()
         self._arrived = 0  # exchanges
         self._steps_at_arrival = 0
-        self._steps_at_start = 0
-        self._is_finished = False
-        self._turn = 0
-        self._thread: Background | None = None
-        self._done = None
-        self.stop_requested = False
-        self._wants_stop = False
+        self._loop: _Loop | None = None  # from `start` to `land`
+        self.stop_requested = False  # by any rank of the latest training
 
     def start(self) -> None:
         """Begins to exchange; every rank must call it."""
-        self._end_abandoned_thread()
-        self._is_finished = self._wants_stop = self.stop_requested = False
+        self._end_abandoned_loop()
+        self.stop_requested = False
         self._steps_at_arrival = self.trained.steps
         # A resumed run: no rank was saved at the same turn as another.
         self._turn = max(self.comm.allgather_object(self._turn, "hvdext.sync.turn"))
         self.share_centres()
-        self._thread = Background("hvdext.sync")
-        self._done = self._thread.submit(self._exchange_until_all_have_finished)
+        self._loop = _Loop(self._exchange_until_all_have_finished)
 
     def request_stop(self) -> None:
         """Asks all ranks to end their training; each finds `stop_requested` true after some exchange."""
-        self._wants_stop = True
+        if self._loop is not None:
+            self._loop.wants_stop = True
+
+    def turns_of(self, i):
+        """As in `Engine`."""
+        return -(-(self._turn - i) // len(self.states))
 
     def abandon(self):
         """As in `Engine`."""
-        self._is_finished = True
+        if self._loop is not None:
+            self._loop.has_finished = True
         self._changes = [None] * len(self.states)
-        self._cures = [None] * len(self.states)
+        self._recovered = [None] * len(self.states)
 
     def step(self, steps, samples):
         """As in `Engine`."""
@@ -80,16 +117,15 @@ class AsynchronousEngine(Engine):
 
     def land(self):
         """As in `Engine`."""
-        if self._done is None or self._thread is None:
+        if self._loop is None:
             return False
         begin = time.perf_counter()
-        self._is_finished = True
+        self._loop.has_finished = True
         with self._changed:
             self._changed.notify_all()
-        self._done.result()
-        self._thread.stop()
-        self._done = None
-        has_changed = any(values is not None for values in [*self._changes, *self._cures])
+        self._loop.join()
+        self._loop = None
+        has_changed = any(values is not None for values in [*self._changes, *self._recovered])
         self._take_up(blocking=True)
         self.totals.waited += time.perf_counter() - begin
         return has_changed
@@ -101,7 +137,7 @@ class AsynchronousEngine(Engine):
 
     def restore(self, found):
         """As in `Engine`."""
-        if self._done is not None:  # the ranks' threads have agreed on the rest already
+        if self._loop is not None:  # the ranks' threads have agreed on the rest already
             self.trained = Trained(*map(int, found["trained"]))
             return
         super().restore(found)
@@ -109,33 +145,32 @@ class AsynchronousEngine(Engine):
 
     # -- on training's side ------------------------------------------------------------------------------
 
-    def _end_abandoned_thread(self):
+    def _end_abandoned_loop(self):
         """Of a training that has failed: it ends once all ranks have come here."""
-        if self._done is not None and self._thread is not None:
-            self._is_finished = True
+        if self._loop is not None:
+            self._loop.has_finished = True
             with contextlib.suppress(Exception):
-                self._done.result()
-            self._thread.stop()
-            self._done = None
+                self._loop.join()
+            self._loop = None
 
     def _raise_failure(self):
-        if self._done is not None and self._done.done():
-            self._done.result()
+        if self._loop is not None:
+            self._loop.raise_failure()
 
     def _take_up(self, blocking):
         """Adds to the weights what has come in; without blocking, only if the thread is not reading them."""
         if not self._lock.acquire(blocking=blocking):
             return
         try:
-            for state, change, cure in zip(self.states, self._changes, self._cures, strict=True):
-                if cure is not None:
-                    state.fragment.put(cure)
+            for state, change, recovered in zip(self.states, self._changes, self._recovered, strict=True):
+                if recovered is not None:
+                    state.fragment.put(recovered)
                 elif change is not None:
                     state.fragment.add(change)
-            if any(cure is not None for cure in self._cures):
-                self._cure_optimizer()
+            if any(values is not None for values in self._recovered):
+                self._recover_optimizer()
             self._changes = [None] * len(self.states)
-            self._cures = [None] * len(self.states)
+            self._recovered = [None] * len(self.states)
         finally:
             self._lock.release()
 
@@ -145,40 +180,39 @@ class AsynchronousEngine(Engine):
         with self._changed:
             while not self._changed.wait_for(lambda: self._arrived > before, _LOOK):
                 self._raise_failure()
-                if self._done is None or self._done.done():
+                if self._loop is None or self._loop.is_over:
                     break
         self.totals.waited += time.perf_counter() - begin
         self._take_up(blocking=True)
 
     # -- in the thread -----------------------------------------------------------------------------------
 
-    def _exchange_until_all_have_finished(self):
+    def _exchange_until_all_have_finished(self, loop):
         all_have_finished = False
         while not all_have_finished:
-            i = self._turn % len(self.states)
-            state = self.states[i]
-            number = self._turn // len(self.states)
-            state.turns = number + 1
-            self._steps_at_start = step = self.trained.steps
+            number, i = divmod(self._turn, len(self.states))
+            state, step = self.states[i], self.trained.steps
             start = self._snapshot(i)
-            told = [self._weight(state), step, 0, self._wants_stop, self._is_finished]
-            outcome = state.transfer.run(start, number, told)
-            self._check_finite(i, outcome, start)
+            report = Report(
+                weight=self._weight(state), step=step, stops=loop.wants_stop, finished=loop.has_finished
+            )
+            outcome = state.transfer.run(start, number, report)
+            self._check_finite(i, number, outcome, start)
             self._book(i, outcome, start, step)
             if outcome.failing:
-                self._cure_all(outcome, number, step)
+                self._recover_all(outcome, number, step)
             self.stop_requested = self.stop_requested or bool(np.any(outcome.table[:, STOPS]))
             # A group that has met on its own goes on: the others wait for it in the next turn over all.
             all_have_met = len(outcome.ranks) == self.comm.size
             all_have_finished = all_have_met and bool(np.all(outcome.table[:, FINISHED]))
             self._turn += 1
-            self._rest()
+            self._rest(loop, step)
 
     def _snapshot(self, i):
         """The weights as they will be once what has come in is added."""
         with self._lock:
-            if self._cures[i] is not None:
-                return self._cures[i]
+            if self._recovered[i] is not None:
+                return self._recovered[i]
             values, change = self.states[i].fragment.snapshot(), self._changes[i]
         return values if change is None else values + change
 
@@ -187,8 +221,8 @@ class AsynchronousEngine(Engine):
         after = self.states[i].fragment.after(start, outcome.own, outcome.mean, takes_mean)
         with self._lock:
             before = self._changes[i]
-            if outcome.takes_mean or self._cures[i] is not None:
-                self._cures[i], self._changes[i] = after, None
+            if outcome.takes_mean or self._recovered[i] is not None:
+                self._recovered[i], self._changes[i] = after, None
             else:
                 self._changes[i] = after - start if before is None else before + (after - start)
         self._merged(i, outcome, step, 0.0, None)
@@ -197,16 +231,14 @@ class AsynchronousEngine(Engine):
             self._steps_at_arrival = self.trained.steps
             self._changed.notify_all()
 
-    def _cure_all(self, outcome, number, step):
+    def _recover_all(self, outcome, number, step):
         """Exchanges all fragments for ranks that have failed; training takes up all of them together."""
-        found = self._cure.run(outcome, number, step, self._snapshot)
+        found = self._recovery.run(outcome, number, step, self._snapshot)
         with self._lock:
             for i, values in found.items():
-                self._cures[i], self._changes[i] = values, None
+                self._recovered[i], self._changes[i] = values, None
 
-    def _rest(self):
+    def _rest(self, loop, step):
         """Waits for a step of training, but not for long: other ranks wait for this thread."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: self.trained.steps > self._steps_at_start or self._is_finished, _PATIENCE
-            )
+            self._changed.wait_for(lambda: self.trained.steps > step or loop.has_finished, _PATIENCE)

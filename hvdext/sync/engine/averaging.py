@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from hvdext.collectives import encoded
 from hvdext.comm.communicator import Communicator
 from hvdext.sync.wire import Wire
 
@@ -24,19 +25,15 @@ def mean_over_all(
 ) -> tuple[tf.Tensor, Errors | None, tf.Tensor]:
     """The ranks' weighted mean, sum of w_i x_i / sum of w_i, bit for bit the same on every rank.
 
-    1. Each rank encodes its values, cut into as many shards as there are ranks, and sends shard r to rank r.
-    2. Rank r decodes what it gets, takes the mean in float32 and encodes it.
-    3. All gather the means and decode them.
+    Values travel encoded and are averaged in float32 (`hvdext.collectives.encoded`): a rank sends 2(n-1)/n of
+    the encoded vector, as a ring would, and nothing is summed in the wire's few bits. What ranks tell each
+    other, their rows, goes along in the first message. The float32 wire is the engine's allreduce, after a
+    message of the rows.
 
-    A rank sends 2(n-1)/n of the encoded vector, as a ring would, and nothing is summed in the wire's few
-    bits. Two ranks gather each other's whole vector instead: that is as many bytes, in one message and
-    encoded once. What ranks tell each other, their rows, goes along in the first message. The float32 wire
-    is the engine's allreduce, after a message of the rows.
-
-    With errors, what encoding cuts off is added to what the same rank encodes in the next turn, in step 1
-    (Seide et al. 2014, "1-Bit Stochastic Gradient Descent"; Karimireddy et al. 2019, arXiv:1901.09847) as in
-    step 2 (DoubleSqueeze, Tang et al. 2019, arXiv:1905.05957). Over many turns with the same weights the
-    means then add up to the true ones, but for a few steps of the wire.
+    With errors, what encoding cuts off is added to what the same rank encodes in the next turn, of its own
+    values (Seide et al. 2014, "1-Bit Stochastic Gradient Descent"; Karimireddy et al. 2019, arXiv:1901.09847)
+    as of the mean of its shard (DoubleSqueeze, Tang et al. 2019, arXiv:1905.05957). Over many turns with the
+    same weights the means then add up to the true ones, but for a few steps of the wire.
 
     Every rank of `comm` must call it. One rank alone gets its values back as they are.
 
@@ -63,8 +60,9 @@ def mean_over_all(
     if wire.format == "float32":
         table = comm.allgather(row[tf.newaxis], f"{name}.told")
         return _mean_by_allreduce(comm, values, weigh(table), name), errors, table
-    way = _mean_of_two if comm.size == 2 else _mean_by_shards
-    mean, errors, table = way(comm, tf.cast(values, tf.float32), row, weigh, wire, name, seed, errors)
+    mean, errors, table = _mean_encoded(
+        comm, tf.cast(values, tf.float32), row, weigh, wire, name, seed, errors
+    )
     return tf.cast(mean, values.dtype), errors, table
 
 
@@ -78,44 +76,37 @@ def _mean_by_allreduce(comm, values, weights, name):
     return total / tf.reduce_sum(weights)
 
 
-def _mean_of_two(comm, values, row, weigh, wire, name, seed, errors):
-    length = values.shape[0]
-    sent = values if errors is None else values + errors[0]
-    message = _with_row(row, wire.encode(sent, seed)[tf.newaxis])
-    table, data = _without_row(row, comm.allgather(message, name))
-    rows, weights = wire.decode(data, length), weigh(table)
-    if errors is not None:
-        errors = (_cut_off(sent, rows[comm.rank], weights[comm.rank] > 0, errors), errors[1])
-    return _weighted(rows, weights), errors, table
-
-
-def _mean_by_shards(comm, values, row, weigh, wire, name, seed, errors):
-    length = values.shape[0]
-    shard = _shard(comm.size, length, wire)
-    sent = tf.pad(values, [[0, shard * comm.size - length]])
-    sent = sent if errors is None else sent + errors[0]
-    data = wire.encode(tf.reshape(sent, [comm.size, shard]), seed)
-    received = comm.alltoall(_with_row(row, data), [1] * comm.size, f"{name}.shards")
-    table, shards = _without_row(row, received)
-    weights = weigh(table)
-    mean = _weighted(tf.reshape(wire.decode(shards, shard), [comm.size, shard]), weights)
-    if errors is not None:
+def _mean_encoded(comm, values, row, weigh, wire, name, seed, errors):
+    length, is_whole = values.shape[0], comm.size == 2  # of two ranks each takes the mean of all values
+    sent = encoded.shards_of(values, comm.size, wire.block)
+    shard = sent.shape[1]
+    sent = sent if errors is None else sent + tf.reshape(errors[0], sent.shape)
+    data = wire.encode(sent, seed)
+    table, received = _without_row(row, encoded.scatter_shards(comm, _with_row(row, data), name, "shards"))
+    rows, weights = wire.decode(received, shard), weigh(table)
+    mean = _weighted(rows, weights)
+    if errors is not None and not is_whole:
         mean += errors[1]
-    mean_data = wire.encode(mean, seed + tf.constant([0, 1 << 30]))
-    gathered = comm.allgather(mean_data[tf.newaxis], f"{name}.means")
-    means = tf.reshape(wire.decode(gathered, shard), [comm.size, shard])
+    means = encoded.gather_shards(
+        comm,
+        mean,
+        lambda mean: wire.encode(mean, seed + tf.constant([0, 1 << 30])),
+        lambda codes: wire.decode(codes, shard),
+        f"{name}.means",
+    )
     if errors is not None:
-        arrived = tf.reshape(wire.decode(data, shard), [-1])
-        cut_off = _cut_off(sent, arrived, weights[comm.rank] > 0, errors)
-        errors = (cut_off, mean - means[comm.rank])
-    return tf.reshape(means, [-1])[:length], errors, table
+        arrived = rows[comm.rank] if is_whole else wire.decode(data, shard)
+        cut_off = tf.where(weights[comm.rank] > 0, tf.reshape(sent - arrived, [-1]), errors[0])
+        mine = means[comm.rank * shard : (comm.rank + 1) * shard]
+        errors = (cut_off, errors[1] if is_whole else mean - mine)
+    return means[:length], errors, table
 
 
 def error_shapes(comm_size: int, m: int, wire: Wire) -> tuple[list[int], list[int]]:
     """The shapes of `mean_over_all`'s errors: of this rank's values, and of the shard whose mean it takes."""
     if comm_size <= 2:
         return [m], [0]
-    shard = _shard(comm_size, m, wire)
+    shard = encoded.shard_length(comm_size, m, wire.block)
     return [comm_size * shard], [shard]
 
 
@@ -123,7 +114,7 @@ def expected_bytes(comm_size: int, m: int, wire: Wire) -> int:
     """How many bytes one rank sends in `mean_over_all` for `m` float32 values, without the rows."""
     if comm_size <= 2 or wire.format == "float32":
         return 2 * (comm_size - 1) * wire.encoded_bytes(m) // comm_size
-    return 2 * (comm_size - 1) * wire.encoded_bytes(_shard(comm_size, m, wire))
+    return 2 * (comm_size - 1) * wire.encoded_bytes(encoded.shard_length(comm_size, m, wire.block))
 
 
 def mean_with_peers(
@@ -185,11 +176,6 @@ def mean_with_peers(
 # -- parts ----------------------------------------------------------------------------------------------
 
 
-def _shard(size, length, wire):
-    """The length of each of `size` equal shards of whole blocks that hold `length` values."""
-    return -(-length // (size * wire.block)) * wire.block
-
-
 def _with_row(row, data):
     """Bytes (n, length) with the row's bytes in front of each."""
     told = tf.reshape(tf.bitcast(row, tf.uint8), [1, -1])
@@ -201,10 +187,6 @@ def _without_row(row, messages):
     length = 8 * row.shape[0]
     told = tf.reshape(messages[:, :length], [-1, row.shape[0], 8])
     return tf.bitcast(told, tf.float64), messages[:, length:]
-
-
-def _cut_off(sent, arrived, counts, errors):
-    return tf.where(counts, sent - arrived, errors[0])
 
 
 def _weighted(rows, weights, ranks=None):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,11 +10,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from hvdext.collectives.finite import failing_ranks, is_finite
 from hvdext.comm.communicator import Communicator
+from hvdext.common.log import warn
+from hvdext.common.wording import named_ranks
 from hvdext.keras_tools.optimizers import innermost
 from hvdext.sync.engine.fragment import Fragment
-from hvdext.sync.engine.recovery import Cure
-from hvdext.sync.engine.transfer import FINITE, OVERHEAD, Outcome, Transfer
+from hvdext.sync.engine.recovery import Recovery
+from hvdext.sync.engine.report import FINITE, OVERHEAD
+from hvdext.sync.engine.transfer import Outcome, Transfer
 from hvdext.sync.pieces import Piece
 from hvdext.sync.settings import Settings
 
@@ -72,7 +75,6 @@ class FragmentState:
 
     fragment: Fragment
     transfer: Transfer
-    turns: int = 0  # exchanges started
     counted: Trained = field(default_factory=Trained)  # when the latest one started
 
 
@@ -114,7 +116,9 @@ class Engine:
             path = f"hvdext.sync.{name}.{i}"
             transfer = Transfer(path, fragment, settings.wire, comm, settings.whom, measures)
             self.states.append(FragmentState(fragment, transfer))
-        self._cure = Cure(f"hvdext.sync.{name}", [s.fragment for s in self.states], settings, comm)
+        self._recovery = Recovery(
+            f"hvdext.sync.{name}", [state.fragment for state in self.states], settings, comm
+        )
         self._has_warned = False
 
     def train_with(self, optimizer: keras.optimizers.Optimizer | None) -> None:
@@ -132,6 +136,10 @@ class Engine:
                     variable.assign(value)
 
     # -- what the two kinds of engine do differently ---------------------------------------------------
+
+    def turns_of(self, i: int) -> int:
+        """How many turns to be exchanged fragment `i` has had."""
+        raise NotImplementedError
 
     def step(self, steps: int, samples: int) -> None:
         """This rank has trained so many steps more, on so many samples."""
@@ -163,7 +171,7 @@ class Engine:
             "schedule": np.array(self.schedule.state(), np.int64),
         }
         for i, state in enumerate(self.states):
-            found[f"turns_{i}"] = np.array([state.turns, state.counted.steps, state.counted.samples])
+            found[f"turns_{i}"] = np.array([self.turns_of(i), state.counted.steps, state.counted.samples])
             for name, variable in _variables(state).items():
                 found[f"{name}_{i}"] = variable.numpy()
         return found
@@ -196,7 +204,7 @@ class Engine:
         self.trained = Trained(*map(int, found["trained"]))
         self.schedule.restore(map(int, found["schedule"]))
         for i, state in enumerate(self.states):
-            state.turns, *counted = map(int, found[f"turns_{i}"])
+            _, *counted = map(int, found[f"turns_{i}"])
             state.counted = Trained(*counted)
             for name, variable in _variables(state).items():
                 if (name, i) in values:
@@ -213,8 +221,14 @@ class Engine:
         state.counted = Trained(self.trained.steps, self.trained.samples)
         return weight
 
-    def _check_finite(self, i: int, outcome: Outcome, start: tf.Tensor) -> None:
+    def _check_finite(self, i: int, number: int, outcome: Outcome, start: tf.Tensor) -> None:
         """All ranks know from the outcome whether anybody's values are not finite.
+
+        Args:
+            i: of which fragment.
+            number: of the exchange's turn.
+            outcome: of the exchange.
+            start: this rank's values when it started.
 
         Raises:
             ValueError: on all ranks alike, if the settings say so or no rank at all has finite values. Some
@@ -227,14 +241,12 @@ class Engine:
         if self.settings.on_nonfinite == "skip_rank" and not nobody_helps:
             self._warn_of(failing, outcome)
             return
-        state = self.states[i]
-        mine = state.fragment.labels_of(~np.isfinite(start.numpy())) if outcome.takes_mean else []
-        meeting = self.settings.whom.turn(self.comm, state.turns - 1).comm
+        fragment, mine = self.states[i].fragment, []
+        if outcome.takes_mean:
+            mine = fragment.labels_of(~np.isfinite(fragment.outgoing(start).numpy()))
+        meeting = self.settings.whom.turn(self.comm, number).comm
         everyone = meeting.allgather_object(mine, f"hvdext.sync.{self._name}.{i}.nonfinite")
-        found = {
-            rank: labels for rank, labels in zip(outcome.ranks, everyone, strict=True) if rank in failing
-        }
-        lines = [f"rank {rank}: {', '.join(labels)}" for rank, labels in found.items()]
+        lines = failing_ranks(outcome.ranks, everyone)
         raise ValueError(
             "Weights that are not finite must not be spread (on_nonfinite="
             f"{self.settings.on_nonfinite!r}). Received, at step {self.trained.steps}:\n  "
@@ -245,15 +257,14 @@ class Engine:
         """Once, on the first of the ranks that have met."""
         if outcome.place == 0 and not self._has_warned:
             self._has_warned = True
-            who = f"rank {failing[0]}" if len(failing) == 1 else f"ranks {failing}"
-            warnings.warn(
-                f"Weights of {who} are not finite at step {self.trained.steps} of rank {outcome.ranks[0]}. "
+            when = f"at step {self.trained.steps} of rank {outcome.ranks[0]}"
+            warn(
+                f"Weights of {named_ranks(failing)} are not finite {when}. "
                 "The others go on with their mean, which is taken there as well (on_nonfinite='skip_rank'). "
-                "If it happens again, that is not mentioned.",
-                stacklevel=2,
+                "If it happens again, that is not mentioned."
             )
 
-    def _cure_optimizer(self) -> None:
+    def _recover_optimizer(self) -> None:
         """Clears what is not finite from the slots of a rank that has taken the others' mean.
 
         With moments that are not finite its next step would spoil the weights again.
@@ -261,8 +272,8 @@ class Engine:
         if self._optimizer is None:
             return
         for variable in innermost(self._optimizer).variables:
-            value = tf.convert_to_tensor(variable)
-            if value.dtype.is_floating and not bool(tf.reduce_all(tf.math.is_finite(value))):
+            if not is_finite(variable):
+                value = tf.convert_to_tensor(variable)
                 variable.assign(tf.where(tf.math.is_finite(value), value, tf.zeros_like(value)))
 
     def _agreed(self, measured: float) -> float:

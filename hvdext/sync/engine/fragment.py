@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from hvdext.sync.pieces import Piece
-from hvdext.sync.rule import Mean, Outer, Pull
+from hvdext.sync.rule import Mean, Outer, Rule
 
 
 class Fragment:
@@ -31,7 +31,7 @@ class Fragment:
         centre: None, or one variable for the pieces of each variable.
     """
 
-    def __init__(self, pieces: Sequence[Piece], rule: Mean | Pull | Outer, keeps_centre: bool):
+    def __init__(self, pieces: Sequence[Piece], rule: Rule, keeps_centre: bool):
         self._shares = _shares(pieces)
         self.pieces = [piece for share in self._shares for piece in share.pieces]
         self.sizes = [piece.size for piece in self.pieces]
@@ -48,12 +48,12 @@ class Fragment:
             ]
         if isinstance(rule, Outer) and self._stepped():
             self.outer = rule.new_optimizer()
-            self.outer.build([variable for _, variable in self._stepped()])
-        self.snapshot = Graph(self.read)
-        self.merge = Graph(self._merge)
-        self.after = Graph(self._after)
-        self.add = Graph(lambda change: self._write(self.read() + change))
-        self.put = Graph(self._write)
+            self.outer.build(list(self._stepped().values()))
+        self.snapshot = Traced(self.read)
+        self.merge = Traced(self._merge)
+        self.after = Traced(self._after)
+        self.add = Traced(lambda change: self._write(self.read() + change))
+        self.put = Traced(self._write)
 
     def read(self) -> tf.Tensor:
         """The pieces' values, of shape (size,)."""
@@ -100,54 +100,42 @@ class Fragment:
         """What `_merge` would make of the values if they were still `start`; moves the centre."""
         return self._merged(start, start, own, mean, takes_mean)
 
-    def _merged(self, now, start, own, mean, takes_mean):
+    def _merged(self, x, start, own, mean, takes_mean):
+        """What the rule makes of the values `x`; the formulas and their symbols stand in `sync/rule.py`."""
         rule = self._rule
-        if isinstance(rule, Outer):
-            return self._after_outer(now, start, mean, takes_mean)
-        target = mean
-        if self.centre is not None:  # displacements have travelled
-            centre = self.read_centre()
-            own, target = start, centre + mean
-            moved = target
-            if isinstance(rule, Pull) and rule.centre_rate is not None:
-                moved = centre + tf.constant(rule.centre_rate, self.dtype) * mean
-                target = centre
-            self.set_centre(moved)
-        merged = now + rule.correction(own, target)
-        # Where nothing has changed since the start, the mean itself: all ranks' bits are then equal.
-        if isinstance(rule, Mean):
-            untouched = tf.reduce_all(tf.equal(now, own))
-            takes_mean = tf.logical_or(takes_mean, untouched)
+        if self.centre is None:
+            target, merged = mean, rule.merged(x, own, mean)
+        elif isinstance(rule, Outer):
+            target, merged = self._merged_by_outer(rule, x, start, mean)
+        else:
+            target, centre = rule.centred(self.read_centre(), mean)
+            self.set_centre(centre)
+            merged = rule.merged(x, start, target)
         return tf.where(takes_mean, target, merged)
 
-    def _after_outer(self, now, start, mean, takes_mean):
-        assert isinstance(self._rule, Outer)
-        centre = self.read_centre()
-        target = centre + mean
-        moves = self._cut(target)
-        for variable, part in zip(self._centre(), moves, strict=True):
-            if not any(variable is stepped for _, stepped in self._stepped()):
+    def _merged_by_outer(self, rule, x, start, displacement):
+        """Trainable shares by the outer optimizer, which steps the centre itself; others as by `Mean`."""
+        mean, moved = Mean().centred(self.read_centre(), displacement)
+        stepped = self._stepped()
+        for i, (variable, part) in enumerate(zip(self._centre(), self._cut(moved), strict=True)):
+            if i not in stepped:
                 variable.assign(part)
         if self.outer is not None:
-            parts = self._cut(-mean)
-            self.outer.apply([parts[i] for i, _ in self._stepped()], [v for _, v in self._stepped()])
-        after = merged = self.read_centre()
-        if self._rule.alpha:
-            alpha = tf.constant(self._rule.alpha, self.dtype)
-            merged = alpha * now + (1 - alpha) * after
-        if len(self._stepped()) < len(self._shares):
-            averaged = now + (target - start)
-            averaged = tf.where(tf.reduce_all(tf.equal(now, start)), target, averaged)
-            merged = tf.where(self._trainable_mask(), merged, averaged)
-        return after if merged is after else tf.where(takes_mean, after, merged)
+            gradients = self._cut(rule.gradient(displacement))
+            self.outer.apply([gradients[i] for i in stepped], list(stepped.values()))
+        target = self.read_centre()
+        merged = rule.merged(x, start, target)
+        if len(stepped) < len(self._shares):
+            merged = tf.where(self._trainable_mask(), merged, Mean().merged(x, start, mean))
+        return target, merged
 
     def _trainable_mask(self):
         flags = [share.is_trainable for share in self._shares]
         return tf.repeat(tf.constant(flags), tf.constant([share.size for share in self._shares]))
 
     def _stepped(self):
-        """(place, centre variable) of the shares that an outer optimizer steps."""
-        return [(i, v) for i, v in enumerate(self._centre()) if self._shares[i].is_trainable]
+        """The shares that an outer optimizer steps: their places and centre variables."""
+        return {i: v for i, v in enumerate(self._centre()) if self._shares[i].is_trainable}
 
     def _centre(self):
         assert self.centre is not None
@@ -217,8 +205,8 @@ def _shares(pieces):
     ]
 
 
-class Graph:
-    """`function` as a graph, for arguments whose shapes and types never change.
+class Traced:
+    """`function`, traced: a graph for arguments whose shapes and types never change.
 
     Traced at the first call and then called directly: finding out each time which trace fits the arguments
     takes Python longer than the rest of the call.

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import weakref
-
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
-from hvdext.comm.ledger import Ledger
 from hvdext.sync.whom import Group, Whom
 
 _SUBJECT = "hvd.callbacks.ParameterSync"
 
-# The jobs in which this rank has looked. Once only: later the groups go their own ways, and one may begin
+# The note that this rank has looked. Once per job only: later the groups go their own ways, and one may begin
 # more syncs than another.
-_looked: weakref.WeakSet[Ledger] = weakref.WeakSet()
+_LOOKED = "hvdext.sync: members have looked"
 
 
 def members(comm: Communicator, whom: Whom) -> Communicator:
@@ -34,9 +31,9 @@ def members(comm: Communicator, whom: Whom) -> Communicator:
         found = _members(comm, whom)
     except (ValueError, RuntimeError) as error:
         problem = error
-    if comm.ledger not in _looked:
+    if _LOOKED not in comm.ledger.notes:
         _look(comm, whom, found, problem)
-        _looked.add(comm.ledger)
+        comm.ledger.notes[_LOOKED] = True
     if found is None:
         assert problem is not None
         raise problem

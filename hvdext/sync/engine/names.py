@@ -13,15 +13,12 @@ import weakref
 from collections.abc import Collection, Iterator
 
 from hvdext.comm.communicator import Communicator
-from hvdext.comm.ledger import Ledger
 from hvdext.sync.engine.engine import Engine
 
 _RULE = re.compile(r"[A-Za-z0-9_-]+")  # what a collective's name may consist of
 
-# By job: ranks that join it later have no engines of an earlier one.
-_taken: weakref.WeakKeyDictionary[Ledger, weakref.WeakKeyDictionary[Engine, str]] = (
-    weakref.WeakKeyDictionary()
-)
+# The note of the names taken: ranks that join another job have no engines of an earlier one.
+_TAKEN = "hvdext.sync: names by engine"
 
 
 def check_name(name: object) -> None:
@@ -49,7 +46,7 @@ def agree(comm: Communicator, name: str | None) -> str:
         name: the one wished for, the same on all ranks; followed by a number where it is taken. None: a
             number alone.
     """
-    mine = sorted(_taken.get(comm.ledger, {}).values())
+    mine = sorted(_taken(comm).values())
     taken = {one for names in comm.allgather_object(mine, "hvdext.sync.names") for one in names}
     if name is None:
         return free_number(taken)
@@ -58,7 +55,11 @@ def agree(comm: Communicator, name: str | None) -> str:
 
 def take(name: str, engine: Engine) -> None:
     """Notes that `engine` exchanges under `name`, until it is gone."""
-    _taken.setdefault(engine.comm.ledger, weakref.WeakKeyDictionary())[engine] = name
+    _taken(engine.comm)[engine] = name
+
+
+def _taken(comm: Communicator) -> weakref.WeakKeyDictionary[Engine, str]:
+    return comm.ledger.notes.setdefault(_TAKEN, weakref.WeakKeyDictionary())
 
 
 def _first_free(candidates: Iterator[str], taken: Collection[str | None]) -> str:

@@ -12,12 +12,13 @@ import tensorflow as tf
 
 from hvdext.comm.communicator import Communicator
 from hvdext.sync.engine.fragment import Fragment
+from hvdext.sync.engine.report import Report
 from hvdext.sync.engine.transfer import Outcome, Transfer
 from hvdext.sync.settings import Settings
 from hvdext.sync.wire import Wire
 
 
-class Cure:
+class Recovery:
     """The exchange of all fragments, which changes nothing on a rank whose weights are finite.
 
     Args:
@@ -54,7 +55,7 @@ class Cure:
             return {}
         found = {}
         for i, (fragment, transfer) in enumerate(zip(self._fragments, self._made(), strict=True)):
-            result = transfer.run(snapshot(i), number, [1, step, 0, 0, 0])
+            result = transfer.run(snapshot(i), number, Report(weight=1, step=step))
             if outcome.takes_mean or result.takes_mean:
                 found[i] = fragment.target(result.mean)
         return found

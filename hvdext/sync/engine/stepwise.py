@@ -11,19 +11,19 @@ import tensorflow as tf
 
 from hvdext.common.background import Background
 from hvdext.sync.engine.engine import Engine
+from hvdext.sync.engine.report import Report
 from hvdext.sync.engine.transfer import Outcome
 
 
 @dataclass
 class _InFlight:
-    """An exchange that runs beside training."""
+    """An exchange that runs beside training: from the step it starts at to the one it is merged at."""
 
     start: tf.Tensor
-    step: int
-    told: list[float]
+    report: Report
     errors: list[np.ndarray]  # what the wire had cut off before
     future: Future
-    is_cured: bool = False  # this rank's weights have been replaced since it left
+    is_recovered: bool = False  # this rank's weights have been replaced since it left
 
 
 class StepwiseEngine(Engine):
@@ -34,10 +34,15 @@ class StepwiseEngine(Engine):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self._turns = [0] * len(self.states)  # exchanges started, by fragment
         self._in_flight: dict[int, _InFlight] = {}
-        self._background: Background | None = None
-        self._cured_at = -1  # the latest step at which all ranks have met for a cure
+        self._background: Background | None = None  # from the first exchange beside training to its end
+        self._recovered_at = -1  # the latest step at which all ranks have met for a recovery
         self._last_exchange: tuple[float, float] = (time.perf_counter(), 0.0)  # when, and seconds waited
+
+    def turns_of(self, i):
+        """As in `Engine`."""
+        return self._turns[i]
 
     def step(self, steps, samples):
         """As in `Engine`."""
@@ -45,7 +50,9 @@ class StepwiseEngine(Engine):
         self.trained.steps += steps
         self.trained.samples += samples
         now = self.trained.steps
-        for i in [i for i, flight in self._in_flight.items() if flight.step + self._delay(flight) <= now]:
+        for i in [
+            i for i, flight in self._in_flight.items() if flight.report.step + self._delay(flight) <= now
+        ]:
             self._land(i)
         for i in self.schedule.due(before, now):
             self._exchange(i)
@@ -82,11 +89,11 @@ class StepwiseEngine(Engine):
 
     def state(self):
         """As in `Engine`."""
-        found = super().state() | {"cured_at": np.array(self._cured_at)}
+        found = super().state() | {"cured_at": np.array(self._recovered_at)}
         for i, flight in self._in_flight.items():
             found[f"start_{i}"] = flight.start.numpy()
-            found[f"flight_{i}"] = np.array([flight.step, *flight.told])
-            found[f"is_cured_{i}"] = np.array(flight.is_cured)
+            found[f"flight_{i}"] = np.array([flight.report.step, *flight.report.saved()])
+            found[f"is_cured_{i}"] = np.array(flight.is_recovered)
             for j, error in enumerate(flight.errors):
                 found[f"error_{j}_of_{i}"] = error
         return found
@@ -95,77 +102,79 @@ class StepwiseEngine(Engine):
         """As in `Engine`."""
         super().restore(found)
         self._in_flight.clear()
-        self._cured_at = int(found["cured_at"])
+        self._recovered_at = int(found["cured_at"])
         for i in range(len(self.states)):
+            self._turns[i] = int(found[f"turns_{i}"][0])
             if f"start_{i}" in found:  # it had left and not arrived: it leaves again
-                step, *told = map(float, found[f"flight_{i}"])
-                self._take_off(i, tf.constant(found[f"start_{i}"]), int(step), told)
-                self._in_flight[i].is_cured = bool(found[f"is_cured_{i}"])
+                _, *report = found[f"flight_{i}"]
+                self._take_off(i, tf.constant(found[f"start_{i}"]), Report.of_saved(report))
+                self._in_flight[i].is_recovered = bool(found[f"is_cured_{i}"])
 
     def _delay(self, flight):
-        return self.settings.when.delay_at(flight.step)
+        return self.settings.when.delay_at(flight.report.step)
 
     def _exchange(self, i):
         if i in self._in_flight:
             self._land(i)
-        state = self.states[i]
         start = self._snapshot(i)
-        told = [self._weight(state), self.trained.steps, self._overhead(), 0, 0]
-        state.turns += 1
-        if self.settings.when.delay_at(self.trained.steps):
-            self._take_off(i, start, self.trained.steps, told)
+        weight = self._weight(self.states[i])
+        report = Report(weight=weight, step=self.trained.steps, overhead=self._overhead())
+        self._turns[i] += 1
+        if self.settings.when.delay_at(report.step):
+            self._take_off(i, start, report)
             return
         begin = time.perf_counter()
-        outcome = self._transferred(i, start, told)
-        self._merge(i, start, outcome, self.trained.steps, begin)
+        outcome = self._transferred(i, start, report)
+        self._merge(i, start, outcome, report.step, begin)
 
-    def _take_off(self, i, start, step, told):
+    def _take_off(self, i, start, report):
         if self._background is None:
             self._background = Background("hvdext.sync")
         errors = [error.numpy() for error in self.states[i].transfer.errors]
-        future = self._background.submit(self._transferred, i, start, told)
-        self._in_flight[i] = _InFlight(start, step, told, errors, future)
+        future = self._background.submit(self._transferred, i, start, report)
+        self._in_flight[i] = _InFlight(start, report, errors, future)
 
-    def _transferred(self, i: int, start: tf.Tensor, told: list[float]) -> Outcome:
-        state = self.states[i]
-        return state.transfer.run(start, state.turns - 1, told)
+    def _transferred(self, i: int, start: tf.Tensor, report: Report) -> Outcome:
+        return self.states[i].transfer.run(start, self._turns[i] - 1, report)
 
     def _land(self, i, only_sound=False):
-        flight = self._in_flight[i]
-        begin = time.perf_counter()
-        outcome = flight.future.result()
-        if only_sound and outcome.failing:
-            return
-        del self._in_flight[i]
-        self._merge(i, flight.start, outcome, flight.step, begin, flight.is_cured)
+        with tf.profiler.experimental.Trace("hvdext.sync.land", fragment=i):
+            flight = self._in_flight[i]
+            begin = time.perf_counter()
+            outcome = flight.future.result()
+            if only_sound and outcome.failing:
+                return
+            del self._in_flight[i]
+            self._merge(i, flight.start, outcome, flight.report.step, begin, flight.is_recovered)
 
-    def _merge(self, i, start, outcome, step, begin, is_cured=False):
+    def _merge(self, i, start, outcome, step, begin, is_recovered=False):
         fragment = self.states[i].fragment
-        self._check_finite(i, outcome, start)
+        self._check_finite(i, self._turns[i] - 1, outcome, start)
         mean_norm = None
         if self.settings.when.measures == "divergence":
             centre = 0.0 if fragment.centre is None else fragment.read_centre()
             mean_norm = float(tf.norm(centre + outcome.mean))
-        takes_mean = tf.constant(outcome.takes_mean or is_cured)
+        takes_mean = tf.constant(outcome.takes_mean or is_recovered)
         fragment.merge(start, outcome.own, outcome.mean, takes_mean)
-        is_cured = bool(outcome.failing) and step > self._cured_at and self._cure_all(i, outcome)
-        if outcome.takes_mean or is_cured:
-            self._cure_optimizer()
+        is_new = bool(outcome.failing) and step > self._recovered_at
+        has_recovered = is_new and self._recover_all(i, outcome)
+        if outcome.takes_mean or has_recovered:
+            self._recover_optimizer()
         waited = time.perf_counter() - begin
         self._last_exchange = (self._last_exchange[0], self._last_exchange[1] + waited)
         self._merged(i, outcome, step, waited, mean_norm)
 
-    def _cure_all(self, i, outcome) -> bool:
+    def _recover_all(self, i, outcome) -> bool:
         """Exchanges all fragments for ranks that have failed; returns whether this one has taken any."""
         now = self.trained.steps
-        found = self._cure.run(outcome, self.states[i].turns - 1, now, self._snapshot)
+        found = self._recovery.run(outcome, self._turns[i] - 1, now, self._snapshot)
         for j, values in found.items():
             self.states[j].fragment.put(values)
             if j in self._in_flight:  # it would bring the difference from values that are gone
-                self._in_flight[j].is_cured = True
-        # Of exchanges that left before, none tells of a failure that is not cured; all must know that alike.
+                self._in_flight[j].is_recovered = True
+        # Of exchanges that left before, none tells of a failure that is not mended; all must know that alike.
         if len(outcome.ranks) == self.comm.size:
-            self._cured_at = now
+            self._recovered_at = now
         return bool(found)
 
     def _snapshot(self, i):

@@ -16,13 +16,10 @@ import tensorflow as tf
 
 from hvdext.comm.communicator import Communicator
 from hvdext.sync.engine.averaging import error_shapes, mean_over_all, mean_with_peers
-from hvdext.sync.engine.fragment import Fragment, Graph
+from hvdext.sync.engine.fragment import Fragment, Traced
+from hvdext.sync.engine.report import FINITE, WEIGHT, Report
 from hvdext.sync.whom import Turn, Whom
 from hvdext.sync.wire import Wire
-
-# The columns of what ranks tell each other.
-WEIGHT, FINITE, STEP, OVERHEAD, STOPS, FINISHED = range(6)
-_COLUMNS = 6
 
 
 @dataclass
@@ -32,7 +29,7 @@ class Outcome:
     Attributes:
         own: what this rank has sent, as it arrived at others, of shape (size,).
         mean: the mean of what those that met have sent, of shape (size,).
-        table: float64 of shape (ranks, 6): what each rank has told.
+        table: float64 of shape (ranks, 6): the rows of all ranks' reports.
         ranks: the global ranks of the table's rows.
         place: this rank's row.
         seconds: how long the exchange took.
@@ -89,21 +86,23 @@ class Transfer:
             shapes = error_shapes(size, fragment.size, wire)
             self.errors = [tf.Variable(tf.zeros(shape), trainable=False) for shape in shapes]
 
-    def run(self, start: tf.Tensor, number: int, told: Sequence[float]) -> Outcome:
+    def run(self, start: tf.Tensor, number: int, report: Report) -> Outcome:
         """Exchanges the fragment's values; every rank that meets in this turn must call it.
 
         Args:
             start: the values, of shape (fragment.size,).
             number: of the fragment's turn, the same on all ranks.
-            told: this rank's row but for FINITE: weight, step, overhead, stops, finished.
+            report: what this rank tells the others of itself.
         """
+        with tf.profiler.experimental.Trace("hvdext.sync.transfer", fragment=self._name, turn=number):
+            return self._run(start, number, report)
+
+    def _run(self, start, number, report):
         begin = time.perf_counter()
         turn = self._whom.turn(self._comm, number)
-        row = np.zeros(_COLUMNS)
-        row[[WEIGHT, STEP, OVERHEAD, STOPS, FINISHED]] = told
         seed = np.array([number, turn.comm.ranks[turn.comm.rank]], np.int32)
         sends, receives = _flags(turn, turn.send_to), _flags(turn, turn.receive_from)
-        results = self._function(turn)(start, tf.constant(row), tf.constant(seed), sends, receives)
+        results = self._function(turn)(start, tf.constant(report.row()), tf.constant(seed), sends, receives)
         own, mean, table, squares, mean_square = results
         outcome = Outcome(
             own, mean, table.numpy(), turn.comm.ranks, turn.comm.rank, time.perf_counter() - begin
@@ -115,7 +114,7 @@ class Transfer:
     def _function(self, turn: Turn):
         key = (turn.comm.ranks, turn.send_to is None, len(turn.send_to or ()))
         if key not in self._functions:
-            self._functions[key] = Graph(functools.partial(self._exchange, turn.comm, key[1], key[2]))
+            self._functions[key] = Traced(functools.partial(self._exchange, turn.comm, key[1], key[2]))
         return self._functions[key]
 
     def _exchange(self, comm, everyone, peers, start, row, seed, sends, receives):

@@ -65,7 +65,8 @@ class SyncMonitor(keras.callbacks.Callback):
         prefix: what the names begin with.
 
     Attributes:
-        records: `hvdext.sync.records.Records`, the numbers of each epoch and curves; None before training.
+        records: `hvdext.sync.monitor.records.Records`, the numbers of each epoch and curves; None before
+            training.
 
     Raises:
         ValueError: if an argument breaks its rule; when training begins, if there is no sync to watch.

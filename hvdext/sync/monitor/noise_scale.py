@@ -13,7 +13,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from hvdext.sync.engine.engine import Exchanged
-from hvdext.sync.engine.transfer import FINITE, STEP, WEIGHT
+from hvdext.sync.engine.report import FINITE, STEP, WEIGHT
 from hvdext.sync.pieces import Piece
 from hvdext.sync.rule import Mean, Outer
 from hvdext.sync.settings import Settings

@@ -9,7 +9,7 @@ import numpy as np
 
 from hvdext.keras_tools.selection import path_of
 from hvdext.sync.engine.engine import Exchanged
-from hvdext.sync.engine.transfer import FINITE, STEP
+from hvdext.sync.engine.report import FINITE, STEP
 from hvdext.sync.monitor.noise_scale import NoiseScale, Rounds
 from hvdext.sync.pieces import Piece
 

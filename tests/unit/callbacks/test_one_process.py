@@ -268,4 +268,4 @@ def test_a_file_that_cannot_be_written_is_an_error_on_all_ranks(tmp_path):
     for save_freq in ("epoch", 1):
         first, second = run_ranks(2, run, save_freq)
         assert first.startswith("NotADirectoryError")
-        assert second == f"RuntimeError: BestModelCheckpoint has failed on rank 0: {first}"
+        assert second == f"OSError: BestModelCheckpoint has failed:\n  rank 0: {first}"

@@ -295,7 +295,7 @@ def test_what_the_engine_lacks_is_said_once(monkeypatch):
     monkeypatch.setattr(engine, "missing_protections", lambda: sentences)
 
     def run(comm):
-        runtime._report_protections(comm)
+        runtime.report_protections(comm)
         comm.barrier("hvdext.test.reported")
 
     with warnings.catch_warnings(record=True) as caught:
@@ -310,7 +310,7 @@ def test_only_rank_0_says_what_the_engine_lacks(monkeypatch):
 
     def run(comm):
         if comm.rank != 0:
-            runtime._report_protections(comm)
+            runtime.report_protections(comm)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -320,8 +320,10 @@ def test_only_rank_0_says_what_the_engine_lacks(monkeypatch):
 
 def test_launched_without_an_engine(monkeypatch):
     monkeypatch.setitem(sys.modules, "horovod", None)
+    monkeypatch.setenv("HOROVOD_RANK", "0")
+    monkeypatch.setenv("HOROVOD_SIZE", "2")
     with pytest.raises(ImportError, match="Build it with `hvdext build-horovod`"):
-        runtime._join(None, [])
+        hvd.init()
 
 
 def test_ranks_must_add_the_same_set():

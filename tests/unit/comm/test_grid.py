@@ -130,3 +130,14 @@ def test_local_sgd_over_the_data_axis():
         return model.get_weights()[0].item()
 
     assert run_ranks(4, one_rank) == pytest.approx([50.5, 505.0, 50.5, 505.0])
+
+
+def test_numpy_s_integers_are_as_good_as_python_s():
+    """Also where another rank was given Python's."""
+
+    def run(comm):
+        grid = hvd.Grid(data=[np.int64, int][comm.rank](2), slices=np.int32(1))
+        ranks = hvd.ProcessSet(np.arange(2)).ranks
+        return [type(length) for length in (*grid.shape, *ranks)], tuple(grid.shape), ranks
+
+    assert run_ranks(2, run) == [([int] * 5, (2, 1, 1), (0, 1))] * 2

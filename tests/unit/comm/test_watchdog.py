@@ -63,35 +63,74 @@ def test_a_collective_of_some_ranks_is_labelled_with_them():
 # -- notes ---------------------------------------------------------------------------------------------
 
 
-class _Notes:
+class _Board:
     """A store whose texts are given."""
 
     def __init__(self, texts):
         self._texts = texts
 
+    def post(self, key, text):
+        self._texts[key] = text
+
     def read(self, key):
         return self._texts.get(key)
+
+
+class _Looks:
+    """A watchdog that looks when it is told to, and keeps what it would have ended its process with."""
+
+    def __init__(self, rank, ledger, store, deadline, **options):
+        self.ended = []
+        self._now = 0.0
+        self._watchdog = Watchdog(
+            rank, ledger, store, deadline, clock=lambda: self._now, end=self.ended.append, **options
+        )
+        self.start, self.stop = self._watchdog.start, self._watchdog.stop
+
+    def at(self, *seconds):
+        for self._now in seconds:
+            self._watchdog.look()
+        return self.ended
 
 
 def test_a_join_waits_as_long_as_the_others_get_on():
     ledger = Ledger(2)
     ledger.entry("hvdext.join", (0, 1)).start([tf.constant(1)])
     store = {"1": '{"time": 1.0, "progress": {"hvdext.grad.sgd.0": [3, 2]}}'}
-    watchdog = Watchdog(0, ledger, _Notes(store), 1.0)
-    assert watchdog._others_advance()
-    assert not watchdog._others_advance()
+    watchdog = _Looks(0, ledger, _Board(store), 1.0)
+    assert watchdog.at(0.0, 1.5) == []  # it has finished two since the wait began
     store["1"] = '{"time": 2.0, "progress": {"hvdext.grad.sgd.0": [4, 3]}}'
-    assert watchdog._others_advance()
+    assert watchdog.at(2.0, 3.0) == []
+    (text,) = watchdog.at(4.5)  # and none since
+    assert "rank 0 has waited 2 s in collective 'hvdext.join', step 1" in text
+
+
+def test_a_join_does_not_wait_for_a_rank_that_tells_nothing():
+    ledger = Ledger(2)
+    ledger.entry("hvdext.join", (0, 1)).start([tf.constant(1)])
+    store = {"1": '{"time": 1.0, "progress": {"hvdext.grad.sgd.0": [3, 2]}}'}
+    watchdog = _Looks(0, ledger, _Board(store), 1.0)
+    assert watchdog.at(0.0, 1.5) == []
     del store["1"]
-    assert not watchdog._others_advance()
+    (text,) = watchdog.at(3.0)
+    assert "rank 1 has not arrived: it has never reported" in text
 
 
 @pytest.mark.parametrize("text", ['{"time": 1.0, "progress": {"hvdext.gr', "", None])
 def test_a_note_cut_short_counts_as_none(text):
     whole = '{"time": 1.0, "progress": {"hvdext.grad.sgd.0": [3, 2]}}'
-    watchdog = Watchdog(0, Ledger(2), _Notes({"0": whole, "1": text}), 1.0)
-    assert watchdog._read(0).progress == {NAME: [3, 2]}
-    assert watchdog._read(1) is None
+    (said,) = _Looks(0, _waiting_at(4), _Board({"1": text, "2": whole}), 1.0).at(0.0, 2.0)
+    assert "rank 1 has not arrived: it has never reported" in said
+    assert "rank 2 has not arrived: it has started this collective 3 times" in said
+
+
+def _waiting_at(run):
+    """The ledger of a rank that waits in the run of this number."""
+    ledger = Ledger(3)
+    entry = ledger.entry(NAME, (0, 1, 2))
+    entry.started.assign(run)
+    entry.finished.assign(run - 1)
+    return ledger
 
 
 # -- in a process of its own -----------------------------------------------------------------------------
@@ -160,19 +199,6 @@ def test_a_process_that_does_not_wait_is_left_alone():
 # -- in elastic jobs -------------------------------------------------------------------------------------
 
 
-class _Board(_Notes):
-    def post(self, key, text):
-        self._texts[key] = text
-
-
-@pytest.fixture
-def ended(monkeypatch):
-    """What a watchdog would have ended its process with."""
-    texts = []
-    monkeypatch.setattr("hvdext.comm.watchdog._end", texts.append)
-    return texts
-
-
 def _notes(**started):
     return {
         rank.removeprefix("rank"): json.dumps({"time": 0.0, "progress": {NAME: [count, count]}})
@@ -180,38 +206,32 @@ def _notes(**started):
     }
 
 
-def _waiting(rank, store, elastic=True):
-    ledger = Ledger(3)
-    ledger.entry(NAME, (0, 1, 2))
-    return Watchdog(rank, ledger, store, deadline=10.0, elastic=elastic)
+def _elastic(rank, store, ledger=None):
+    return _Looks(rank, ledger or Ledger(3), store, deadline=10.0, elastic=True)
 
 
-def test_the_missing_rank_is_asked_to_end_and_does(ended, capfd):
-    store = _Board(_notes(rank0=3, rank1=2, rank2=3))
-    _waiting(0, store)._overdue(NAME, 3, 11.0)
-    assert ended == []
-    assert "rank 0 has waited 11 s for rank 1 in collective" in capfd.readouterr().err
-    _waiting(2, store)._heed()
-    assert ended == []
-    _waiting(1, store)._heed()
-    (text,) = ended
+def test_the_missing_rank_is_asked_to_end_and_does(caplog):
+    store = _Board(_notes(rank1=2, rank2=3))
+    assert _elastic(0, store, _waiting_at(3)).at(0.0, 11.0) == []
+    assert "rank 0 has waited 11 s for rank 1 in collective" in caplog.text
+    assert "asking rank 1 to end" in caplog.text
+    assert _elastic(2, store).at(11.0) == []
+    (text,) = _elastic(1, store).at(11.0)
     assert f"ending this process, rank 1: rank 0 has waited 11 s for rank 1 in collective '{NAME}'" in text
 
 
-def test_a_request_from_an_earlier_life_is_not_meant(ended):
+def test_a_request_from_an_earlier_life_is_not_meant():
     store = _Board({"end.1": "rank 0 has waited"})
-    watchdog = _waiting(1, store)
+    watchdog = _elastic(1, store)
     watchdog.start()
     watchdog.stop()
-    watchdog._heed()
-    assert ended == []
+    assert watchdog.at(1.0) == []
 
 
-def test_a_rank_that_does_not_end_leaves_no_choice(ended):
-    watchdog = _waiting(0, _Board(_notes(rank0=3, rank1=2, rank2=3)))
-    watchdog._overdue(NAME, 3, 11.0)
-    watchdog._overdue(NAME, 3, 40.0)
-    (text,) = ended
+def test_a_rank_that_does_not_end_leaves_no_choice():
+    watchdog = _elastic(0, _Board(_notes(rank1=2, rank2=3)), _waiting_at(3))
+    assert watchdog.at(0.0, 11.0) == []
+    (text,) = watchdog.at(40.0)
     assert "rank 1 has not arrived" in text
 
 
@@ -220,8 +240,7 @@ def test_a_rank_that_does_not_end_leaves_no_choice(ended):
     [(False, {"rank1": 2, "rank2": 3}), (True, {"rank1": 3, "rank2": 3})],
     ids=["not elastic", "nobody is missing"],
 )
-def test_nobody_else_is_asked(ended, elastic, notes):
-    store = _Board(_notes(rank0=3, **notes))
-    _waiting(0, store, elastic)._overdue(NAME, 3, 11.0)
-    assert len(ended) == 1
+def test_nobody_else_is_asked(elastic, notes):
+    store = _Board(_notes(**notes))
+    assert len(_Looks(0, _waiting_at(3), store, 10.0, elastic=elastic).at(0.0, 11.0)) == 1
     assert [store.read(f"end.{rank}") for rank in range(3)] == [None] * 3

@@ -162,7 +162,7 @@ def test_a_server_that_does_not_start_is_an_error_on_every_rank(monkeypatch):
         raise OSError("no port is free")
 
     def refuse(comm):
-        with pytest.raises(RuntimeError, match=r"Rank 0 could not start .* no port is free"):
+        with pytest.raises(OSError, match=r"Rank 0 could not start .*:\n  rank 0: OSError: no port is free"):
             _share()
 
     monkeypatch.setattr("hvdext.data.by_load._started", fail)

@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 import hvdext as hvd
-from hvdext.comm import communicator as comm_module
+from hvdext.comm.communicator import SoloComm
+from hvdext.comm.current import use
 from hvdext.elastic.failure import is_lost_rank
 from hvdext.testing import run_ranks
 from tests.multiprocess.programs import elastic_programs
@@ -22,7 +23,7 @@ def alone():
         for name in [name for name in sys.modules if name.partition(".")[0] == "horovod"]:
             patch.delitem(sys.modules, name)
         patch.setitem(sys.modules, "horovod", None)
-        with comm_module.use(comm_module.SoloComm()):
+        with use(SoloComm()):
             yield
 
 

@@ -8,7 +8,7 @@ import keras
 import pytest
 
 import hvdext as hvd
-from hvdext.launch import runtime
+from hvdext.launch import arguments
 from hvdext.testing import run_ranks
 
 
@@ -25,7 +25,7 @@ def launched(monkeypatch):
     for name, value in {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "3"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("HOROVOD_CONTROLLER", raising=False)
-    monkeypatch.setattr(runtime, "mpi_built", lambda: False)
+    monkeypatch.setattr(arguments, "mpi_built", lambda: False)
 
 
 @pytest.fixture
@@ -60,15 +60,15 @@ def test_all_ranks_of_one_process(comm):
 
 @pytest.mark.parametrize("comm", [None, [], [0, 1, 2], range(3)])
 def test_all_ranks_of_a_job_are_what_the_launcher_started(launched, comm):
-    assert runtime._checked_comm(comm) is None
+    assert arguments.checked_comm(comm) is None
 
 
 @pytest.mark.parametrize("comm", [[0, 1], [2, 1, 0], [7]])
 def test_some_of_the_ranks_need_mpi(launched, monkeypatch, comm):
     with pytest.raises(ValueError, match=r"all ranks in order, \[0, 1, 2\].*hvd.ProcessSet.*Received: comm="):
         hvd.init(comm)
-    monkeypatch.setattr(runtime, "mpi_built", lambda: True)
-    assert runtime._checked_comm(comm) == comm
+    monkeypatch.setattr(arguments, "mpi_built", lambda: True)
+    assert arguments.checked_comm(comm) == comm
     monkeypatch.setenv("HOROVOD_CONTROLLER", "gloo")
     with pytest.raises(ValueError, match="only Horovod on MPI"):
         hvd.init(comm)
@@ -77,8 +77,8 @@ def test_some_of_the_ranks_need_mpi(launched, monkeypatch, comm):
 def test_mpi_communicators_need_mpi(launched, monkeypatch, communicator):
     with pytest.raises(ValueError, match=r"does not run on MPI; use hvd.ProcessSet"):
         hvd.init(communicator)
-    monkeypatch.setattr(runtime, "mpi_built", lambda: True)
-    assert runtime._checked_comm(communicator) is communicator
+    monkeypatch.setattr(arguments, "mpi_built", lambda: True)
+    assert arguments.checked_comm(communicator) is communicator
 
 
 @pytest.mark.parametrize("comm", ["dynamic", [hvd.ProcessSet([0])]])

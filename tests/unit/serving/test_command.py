@@ -22,10 +22,10 @@ def check(*arguments, environ=None):
     [
         ([], {}, "a model or --repository must be given"),
         (["a/m.keras", "b/m.keras"], {}, "both m:1"),
-        (["m.keras", "--mode", "both"], {}, "`mode` must be one of replicas, pipeline"),
+        (["m.keras", "--mode", "both"], {}, "`mode` must be one of 'replicas', 'pipeline'"),
         (["m.keras", "--mode", "pipeline"], {}, "2 ranks or more"),
         (["m.keras", "--port", "70000"], {}, "--port must be 0 to 65535. Received: 70000"),
-        (["m.keras", "--max-batch-size", "0"], {}, "`max_batch_size` must be a whole number"),
+        (["m.keras", "--max-batch-size", "0"], {}, "`max_batch_size` must be an integer of at least 1"),
         (["m.keras", "--batch-sizes", "1,8", "--max-batch-size", "16"], {}, "end with max_batch_size, 16"),
         (["m.keras", "--timeout", "nan"], {}, "`timeout` must be more than 0"),
         (["m.keras", "--drain-seconds", "-1"], {}, "--drain-seconds must be more than 0 seconds"),

@@ -57,8 +57,8 @@ def _hook_settings(optimizer):
     hook = hook_of(optimizer)
     if hook is None:
         return None
-    accumulator = hook._accumulator and (hook._accumulator.passes, hook._accumulator.average)
-    return _settings_of(hook._exchange), accumulator
+    accumulator = hook.accumulator and (hook.accumulator.passes, hook.accumulator.average)
+    return _settings_of(hook.exchange), accumulator
 
 
 # -- the files in examples ----------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ ERRORS = {
     "unknown question": (LOCAL + "sync: {wen: always}", r"sync.wen: .*Did you mean `when`"),
     "interval": (
         LOCAL + "sync: {when: {every: 0}}",
-        "sync.when.every.steps: `steps` must be a whole number of steps",
+        "sync.when.every.steps: `steps` must be an integer of at least 1",
     ),
     "delay": (
         LOCAL + "sync: {when: {every: {steps: 32, delay: 32}}}",
@@ -427,8 +427,8 @@ def test_each_rank_takes_the_set_it_is_in():
         model = _model()
         strategy.compile(model, keras.optimizers.SGD())
         _, sync = strategy.callbacks()
-        exchange = hook_of(model.optimizer)._exchange
-        return exchange._process_set.ranks, sync.settings.whom.process_set.ranks
+        exchange = hook_of(model.optimizer).exchange
+        return exchange.options.process_set.ranks, sync.settings.whom.process_set.ranks
 
     inside, across = zip(*run_ranks(4, one_rank), strict=True)
     assert inside == ((0, 1), (0, 1), (2, 3), (2, 3))

@@ -2,6 +2,7 @@
 
 import threading
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import tensorflow as tf
 import hvdext as hvd
 from hvdext.comm.communicator import SoloComm
 from hvdext.comm.current import use
-from hvdext.sync.engine.transfer import FINISHED
+from hvdext.sync.engine.report import FINISHED
 from hvdext.testing import run_ranks
 
 SIZES = [2, 4]
@@ -48,6 +49,25 @@ def fit(model, arrays, sync, batch, optimizer=None, epochs=2, **options):
 
 def fit_alone(model, arrays, batch, optimizer=None, **options):
     return fit(model, arrays, [], batch, optimizer, **options)
+
+
+def saved(model, file):
+    """What `model`'s syncs have put into its checkpoint, by name; `file` is written on the way."""
+    model.save_weights(file)
+    return read(file)
+
+
+def read(file):
+    """What the syncs of a model have put into a checkpoint, by name."""
+    found = {}
+
+    def look(path, item):
+        if "hvdext_sync" in path and isinstance(item, h5py.Dataset):
+            found[path.rsplit("/", 1)[-1]] = item[()]
+
+    with h5py.File(file) as opened:
+        opened.visititems(look)
+    return found
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -190,19 +210,24 @@ def test_adaptive_interval_by_overhead_is_the_same_on_all_ranks():
 
 
 def test_always_never_blocks_training():
-    """Rank 0 trains 50 steps while rank 1 has not even begun its first exchange."""
-    steps_done = threading.Event()
+    """Rank 0 trains 50 steps while rank 1 is held up between its first exchange and the second."""
+    is_held, steps_done = threading.Event(), threading.Event()
+
+    def hold(exchanged):
+        is_held.set()
+        steps_done.wait(60)
 
     def rank(comm):
         model = small_model()
         model.compile(keras.optimizers.SGD(0.0), "mse")
         sync = hvd.sync.AsyncGossip()
-        sync.begin(model)
         if comm.rank == 1:
-            held = sync._engine.states[0].transfer.run
-            sync._engine.states[0].transfer.run = lambda *a: (steps_done.wait(60), held(*a))[1]
+            sync.listen(hold)
+        sync.begin(model)
+        assert is_held.wait(60)
         for _ in range(50):
             sync.step()
+        assert sync.totals.exchanges <= 1
         if comm.rank == 0:
             steps_done.set()
         steps_done.wait(60)
@@ -363,7 +388,7 @@ def test_a_rank_takes_all_fragments_at_once(name):
     assert len([w for w in warned if "not finite" in str(w.message)]) == 1
 
 
-def test_a_cure_leaves_the_other_ranks_as_they_are():
+def test_a_recovery_leaves_the_other_ranks_as_they_are():
     def rank(comm):
         model = small_model()
         model.set_weights([w + comm.rank for w in model.get_weights()])
@@ -382,8 +407,8 @@ def test_a_cure_leaves_the_other_ranks_as_they_are():
         assert sent == found[0][2] > 3 * 16 * 4  # two exchanges of "hidden", one of "out"
 
 
-def test_a_cure_beside_an_exchange_is_resumed(tmp_path):
-    """Fragment 0 fails at step 2, all is cured at 5; what left at 4 would bring a difference from before."""
+def test_a_recovery_beside_an_exchange_is_resumed(tmp_path):
+    """Fragment 0 fails at step 2, all is mended at 5; what left at 4 would bring a difference from before."""
 
     def prepared(comm):
         model = small_model()
@@ -428,7 +453,7 @@ def test_a_group_without_a_finite_rank_waits_for_the_others():
     assert run_ranks(2, rank) == [[True, True], [False, True]]
 
 
-def test_a_rank_that_is_skipped_cures_the_optimizer_that_it_trains_with_now():
+def test_a_rank_that_is_skipped_mends_the_optimizer_that_it_trains_with_now():
     def rank(comm):
         model = small_model()
         sync = hvd.sync.LocalSGD(1, on_nonfinite="skip_rank")
@@ -510,7 +535,7 @@ def test_a_model_saved_with_its_sync_opens_without(tmp_path):
 REFUSED = {
     "interval": (
         lambda s: s.LocalSGD(0),
-        "`steps` must be a whole number of steps, at least 1. Received: steps=0.",
+        "`steps` must be an integer of at least 1. Received: steps=0.",
     ),
     "delay": (lambda s: s.Every(4, delay=4), "`delay` must be below `steps`, 4. Received: delay=4."),
     "alpha of a pull": (lambda s: s.Pull(1.5), "`alpha` must lie in (0, 1]. Received: alpha=1.5."),
@@ -527,9 +552,9 @@ REFUSED = {
         lambda s: s.Outer(keras.optimizers.SGD(), alpha=-0.1),
         "`alpha` must lie in [0, 1]. Received: alpha=-0.1.",
     ),
-    "staleness": (lambda s: s.Always(0), "`max_staleness` must be a whole number of steps, at least 1"),
+    "staleness": (lambda s: s.Always(0), "`max_staleness` must be an integer of at least 1"),
     "adaptive": (lambda s: s.Adaptive(1, 2), "Exactly one of `divergence` and `overhead` must be given"),
-    "max": (lambda s: s.Adaptive(4, 2, overhead=0.1), "`max` must be a whole number of steps, at least 4"),
+    "max": (lambda s: s.Adaptive(4, 2, overhead=0.1), "`max` must be an integer of at least 4"),
     "weights": (lambda s: s.Mean("batches"), "`weight_by` must be one of"),
     "more fragments than steps": (
         lambda s: s.StreamingDiLoCo(2, 3),
@@ -682,21 +707,23 @@ def test_a_training_that_failed_leaves_nothing_in_flight():
             np.testing.assert_array_equal(weight, np.full_like(weight, 50))
 
 
-def test_monitoring_a_sync_later_keeps_its_state():
+def test_monitoring_a_sync_later_keeps_its_state(tmp_path):
     def rank(comm):
         model = small_model()
         sync = hvd.sync.DiLoCo(4)
         fit(model, data(), [sync], 8, epochs=1)
-        before = sync._engine.states[0].fragment.outer.variables[-1].numpy()
+        before = saved(model, tmp_path / f"{comm.rank}.before.weights.h5")
         sync.listen(lambda exchanged: None, measures=True)
-        sync._prepare(model, None)
-        sync._start(0)
-        return sync.steps, before, sync._engine.states[0].fragment.outer.variables[-1].numpy()
+        sync.begin(model)
+        return sync.steps, before, saved(model, tmp_path / f"{comm.rank}.after.weights.h5")
 
     for steps, before, after in run_ranks(2, rank):
         assert steps == 4
-        assert np.any(before != 0)
-        np.testing.assert_array_equal(before, after)
+        momenta = [name for name in before if name.startswith("outer_")]
+        assert np.any(before[max(momenta)] != 0)
+        assert before.keys() == after.keys()
+        for name in momenta:
+            np.testing.assert_array_equal(before[name], after[name])
 
 
 def test_checkpoints_of_other_settings_are_refused_by_all(tmp_path):
@@ -738,9 +765,8 @@ def test_ranks_that_resume_at_different_steps_are_refused(tmp_path):
 def test_an_asynchronous_outer_optimizer_is_resumed_as_one(tmp_path):
     """Ranks are saved at different turns: without one momentum their common point would part again."""
 
-    def common(sync):
-        fragment = sync._engine.states[0].fragment
-        return [np.array(v.numpy()) for v in [*fragment.centre, *fragment.outer.variables]]
+    def common(found):
+        return {name: value for name, value in found.items() if name.startswith(("centre_", "outer_"))}
 
     def prepared(comm):
         model = small_model()
@@ -755,8 +781,8 @@ def test_an_asynchronous_outer_optimizer_is_resumed_as_one(tmp_path):
         sync.step()  # waits for an exchange, in which ranks move their common point by their momentum
         if comm.rank == 0:
             model.save_weights(file)
-        turn = comm.allgather_object(sync._engine._turn, "hvdext.test.turn")[0]
-        while comm.rank == 1 and sync._engine._turn < turn + 2:
+        exchanges = comm.allgather_object(sync.totals.exchanges, "hvdext.test.exchanges")[0]
+        while comm.rank == 1 and sync.totals.exchanges < exchanges + 2:
             sync.step()
         if comm.rank == 1:
             model.save_weights(file)
@@ -764,18 +790,20 @@ def test_an_asynchronous_outer_optimizer_is_resumed_as_one(tmp_path):
         model, sync = prepared(comm)
         sync.attach(model)
         model.load_weights(file)
-        saved = sync._loaded["outer_0_of_0"]  # `iterations`: in which turn it was
+        turn = read(file)["outer_0_of_0"]  # `iterations`: in which turn it was saved
         sync.begin(model)
         for _ in range(5):
             model.layers[0].bias.assign_add([0.1 + comm.rank] * 4)
             sync.step()
         sync.end()
-        return saved, common(sync)
+        return turn, common(saved(model, file))
 
     (first, mine), (second, other) = run_ranks(2, rank)
     assert first != second
-    for a, b in zip(mine, other, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert mine
+    assert mine.keys() == other.keys()
+    for name, value in mine.items():
+        np.testing.assert_array_equal(value, other[name])
 
 
 def test_weights_that_no_peer_can_help_stay_as_they_are():
@@ -843,12 +871,13 @@ def test_what_has_failed_on_its_way_is_told_to_all_ranks_at_the_end():
     def rank(comm):
         model = small_model()
         sync = hvd.sync.LocalSGD(4, delay=3)
+        sync.set_params({"epochs": 1})
         sync.begin(model)
         if comm.rank == 1:
             model.layers[1].bias.assign([np.nan])
         sync.step(4)
         if comm.rank == 0:
-            sync._engine.settle()
+            sync.on_epoch_end(0)  # the last one
         comm.barrier("hvdext.test.end")
         with pytest.raises(ValueError, match="rank 1: small/out/bias"):
             sync.end()

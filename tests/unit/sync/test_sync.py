@@ -17,7 +17,7 @@ RUNS = [(name, size) for name, case in sync_programs.CASES.items() for size in c
 def without_graphs(monkeypatch):
     """Building graphs would take most of the time; the runs under horovodrun build them."""
     tf.config.run_functions_eagerly(True)
-    monkeypatch.setattr(fragment.Graph, "__call__", lambda graph, *args: graph._function(*args))
+    monkeypatch.setattr(fragment.Traced, "__call__", lambda traced, *args: traced._function(*args))
     yield
     tf.config.run_functions_eagerly(False)
 

@@ -352,7 +352,7 @@ def test_fragments_is_a_number(wrong):
 
 def test_wrong_words_get_the_nearest():
     with pytest.raises(
-        ValueError, match=r"`by` must be 'layers' or 'bytes'. .*'layer'. Did you mean 'layers'"
+        ValueError, match=r"`by` must be one of 'layers', 'bytes'. .*'layer'. Did you mean 'layers'"
     ):
         Rotating(2, by="layer")
     with pytest.raises(ValueError, match=r"Received: order='sequental'. Did you mean 'sequential'\?"):

@@ -11,7 +11,7 @@ from hvdext.inference.deploy import hosts
 from hvdext.inference.deploy.deploy import deploy
 from hvdext.inference.deploy.manifest import describe
 from hvdext.inference.deploy.model_store import Store, Writer
-from hvdext.inference.deploy.relay import hand_on
+from hvdext.inference.deploy.relay import relay
 from hvdext.testing import run_ranks
 
 HOSTS = "aabbcb"
@@ -59,20 +59,20 @@ def test_leaders():
     assert hosts.leaders(["a", "b", "a", "b", "c"], 3) == [0, 3, 0, 3, 4]
 
 
-@pytest.mark.parametrize("chain", [[0, 1], [2, 0, 3], [1, 0, 2, 3]])
+@pytest.mark.parametrize("route", [[0, 1], [2, 0, 3], [1, 0, 2, 3]])
 @pytest.mark.parametrize("count", [0, 1, 2, 9])
-def test_chunks_go_from_hand_to_hand(chain, count):
+def test_chunks_go_from_hand_to_hand(route, count):
     data = [bytes([i]) * (i + 1) for i in range(count)]
 
     def program(comm):
         source, received, most = iter(data), [], []
-        hand_on(comm, chain, count, lambda: next(source), lambda c: received.append(c.tobytes()), most.append)
+        relay(comm, route, count, lambda: next(source), lambda c: received.append(c.tobytes()), most.append)
         return received, _chunk_bytes(comm), most
 
     for rank, (received, sent, steps) in enumerate(run_ranks(4, program)):
-        assert received == (data if rank in chain[1:] else [])
-        assert sent == (sum(map(len, data)) if rank in chain[:-1] else 0)
-        assert steps == list(range(1, count + len(chain) - 1 if count else 1))
+        assert received == (data if rank in route[1:] else [])
+        assert sent == (sum(map(len, data)) if rank in route[:-1] else 0)
+        assert steps == list(range(1, count + len(route) - 1 if count else 1))
 
 
 @pytest.mark.parametrize("root", [0, 2])
@@ -197,7 +197,7 @@ def test_a_user_without_a_cache_is_told_to_all(saved, on_hosts, monkeypatch):
     path = saved[0] / "model.keras"
     kind, text = _errors(on_hosts, "ab", lambda comm, cache: deploy(path, verbose=0))
     assert kind is RuntimeError
-    assert "rank 1: Could not determine home directory." in text
+    assert "rank 1: RuntimeError: Could not determine home directory." in text
 
 
 @pytest.mark.parametrize("where", ["a link", "a disk", "the source"])
@@ -234,9 +234,9 @@ def test_damage_on_the_way_is_told_to_all(saved, on_hosts, monkeypatch, where):
     assert kind is OSError
     assert "has not arrived" in text
     expected = {
-        "a link": "ranks 1, 2: 'model.keras' is damaged: its SHA-256 is",
-        "a disk": "ranks 1, 2: [Errno 28] No space left on device",
-        "the source": "rank 0: [Errno 5] Input/output error",
+        "a link": "ranks 1, 2: DamagedModel: 'model.keras' is damaged: its SHA-256 is",
+        "a disk": "ranks 1, 2: OSError: [Errno 28] No space left on device",
+        "the source": "rank 0: OSError: [Errno 5] Input/output error",
     }
     assert expected[where] in text
     assert all(store.find(describe(path)) is None for store in kept)

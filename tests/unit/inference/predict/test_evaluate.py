@@ -209,4 +209,4 @@ def test_a_batch_that_fails_on_one_rank():
 
     data = Failing(numbers(dtype="float32"), targets())
     message = refused(lambda c: hvd.evaluate(classifier(), data, verbose=0))
-    assert message == "hvd.evaluate has failed: rank 1: ZeroDivisionError: bad rows"
+    assert message == "hvd.evaluate has failed:\n  rank 1: ZeroDivisionError: bad rows"

@@ -225,7 +225,7 @@ def test_refused_outputs(tmp_path):
         predicted(2, tmp_path / "file", numbers)
     with pytest.raises(ValueError, match="`gather` must be 'rank0' with `output`"):
         predicted(2, tmp_path / "all", numbers, gather="all")
-    with pytest.raises(RuntimeError, match=r"dense arrays of numbers\. Received: text"):
+    with pytest.raises(ValueError, match=r"dense arrays of numbers\. Received: text"):
         predicted(2, tmp_path / "text", numbers, text_out)
     other = tmp_path / "other"
     other.mkdir()
@@ -247,13 +247,13 @@ def test_a_disk_that_is_full_is_told_to_all(tmp_path, monkeypatch):
     messages = []
 
     def program(comm):
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(OSError) as caught:
             hvd.predict(small(), numbers(), BATCH, output=tmp_path, verbose=0)
         messages.append(str(caught.value))
 
     run_ranks(2, program)
     assert len(set(messages)) == 1
-    assert "rank 0, keeping the predictions: OSError: [Errno 28] No space left on device" in messages[0]
+    assert "rank 0: keeping the predictions: OSError: [Errno 28] No space left on device" in messages[0]
 
 
 def test_threads_end(tmp_path):

@@ -101,6 +101,105 @@ def test_what_ranks_are_given_before_they_begin():
         assert rule in error
 
 
+METHODS = ("fit", "evaluate", "train_on_batch", "test_on_batch")
+
+
+def count_steps(model) -> list[str]:
+    """The steps that `model` begins from now on, by name."""
+    begun = []
+
+    def counted(name, step):
+        def run(data):
+            begun.append(name)
+            return step(data)
+
+        return run
+
+    for name in ("train_step", "test_step"):
+        setattr(model, name, counted(name, getattr(model, name)))
+    return begun
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ranks_are_compared_before_their_first_batch(method):
+    x, y = cases.plain_data(1)
+
+    def program(comm):
+        model = make()
+        begun = count_steps(model)
+        errors = [error_of(lambda: getattr(model, method)(x + comm.rank, y))]
+        errors.append(error_of(lambda: getattr(model, method)(x, y if comm.rank == 0 else None)))
+        model.optimizer.learning_rate = 0.1 + comm.rank
+        errors.append(error_of(lambda: getattr(model, method)(x, y)))
+        model.optimizer.learning_rate = 0.1
+        before = list(begun)
+        getattr(model, method)(x, y)
+        return errors, before, set(begun)
+
+    step = "train_step" if method in ("fit", "train_on_batch") else "test_step"
+    rules = [
+        "ValueError: `x` must have the same batches in the same order on all ranks of a pipeline that are "
+        "given one: shuffle with the same seed on all. Received: first batches that differ, by rank: ",
+        "ValueError: `y` must be given on the rank of the last stage.",
+        "learning rate: rank 0: [0.1",
+    ]
+    for errors, before, begun in run_ranks(2, program):
+        assert before == []
+        assert begun == {step}
+        for error, rule in zip(errors, rules, strict=True):
+            assert rule in error
+
+
+@pytest.mark.parametrize("step", ["train_step", "test_step"])
+def test_a_step_refuses_a_batch_that_nobody_has_compared(step):
+    """What a release of Keras would do that reached the steps in a way of its own."""
+    x, y = cases.plain_data(1)
+    model = run_ranks(1, lambda comm: make())[0]
+    with pytest.raises(RuntimeError, match="must be compared before their first batch"):
+        getattr(model, step)((tf.constant(x), tf.constant(y)))
+
+
+def test_validation_is_told_from_an_evaluation_by_a_callback():
+    x, y = cases.plain_data(2)
+
+    def program(comm):
+        model = make()
+        mine = (x if comm.rank == 0 else None, y)
+        losses = []
+        evaluate = lambda *_: losses.append(model.evaluate(mine[0], y, verbose=0))  # noqa: E731
+        callback = keras.callbacks.LambdaCallback(on_epoch_end=evaluate)
+        fit = {"epochs": 2, "verbose": 0, "callbacks": [callback]}
+        history = model.fit(*mine, validation_data=mine, **fit).history
+        assert losses == pytest.approx(history["val_loss"])
+        data = tf.data.Dataset.from_tensor_slices((x, y))
+        begun = count_steps(model)
+        other = {"validation_data": data.batch(4 + 4 * comm.rank)}
+        return error_of(lambda: model.fit(*mine, **other, **fit)), begun, set(history)
+
+    for error, begun, names in run_ranks(2, program):
+        assert (
+            "`x` must hold equally many batches on all ranks of a pipeline. Received: by rank: 8, 4" in error
+        )
+        assert begun == []
+        assert names == {"loss", "val_loss"}
+
+
+def test_a_generator_is_trained_on_from_its_first_batch():
+    x, y = cases.plain_data(2)
+
+    def program(comm):
+        batches = ((x[i : i + 8], y[i : i + 8]) for i in range(0, len(x), 8))
+        model = make()
+        model.fit(batches, verbose=0)
+        other = make()
+        other.fit(x, y, batch_size=8, shuffle=False, verbose=0)
+        return cases.values(model), cases.values(other)
+
+    for found, expected in run_ranks(2, program):
+        for path, value in expected.items():
+            np.testing.assert_allclose(found[path], value, rtol=0, atol=1e-6, err_msg=path)
+
+
 def test_files_on_one_rank_alone():
     model = run_ranks(2, lambda comm: make())[0]
     for method in (model.save, model.save_weights, model.load_weights, model.load_checkpoint):

@@ -114,8 +114,8 @@ def test_pins_inside_of_a_loop(looped):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"places": 0}, "`places` must be a whole number, at least 1. Received: places=0."),
-        ({"places": True}, "`places` must be a whole number"),
+        ({"places": 0}, "`places` must be an integer of at least 1. Received: places=0."),
+        ({"places": True}, "`places` must be an integer"),
         ({"places": 4}, "`places` must be at most the number of layers, 3. Received: places=4."),
         (
             {"balance": "flop"},
@@ -127,8 +127,8 @@ def test_pins_inside_of_a_loop(looped):
             "`max_memory` must be a positive number of bytes, or None. Received: max_memory=-1.",
         ),
         ({"max_memory": "2GB"}, "`max_memory` must be a positive number of bytes"),
-        ({"batch_size": 0}, "`batch_size` must be at least 1 sample. Received: batch_size=0."),
-        ({"slots": -1}, "`slots` must be a whole number, at least 0, or None. Received: slots=-1."),
+        ({"batch_size": 0}, "`batch_size` must be an integer of at least 1. Received: batch_size=0."),
+        ({"slots": -1}, "`slots` must be an integer of at least 0. Received: slots=-1."),
         ({"crossing": float("nan")}, "`crossing` must be a number, at least 0. Received: crossing=nan."),
         ({"samples": [1]}, '`samples` must be left out unless balance="measured"'),
     ],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hvdext.serving.http.app import make_app
-from hvdext.serving.http.offload import Apart
+from hvdext.serving.http.offload import Offload
 from hvdext.serving.protocols import tf_serving, v2
 from hvdext.serving.protocols.json_text import in_parts, read_json, write_json
 from hvdext.serving.protocols.tensors import from_nested
@@ -74,7 +74,7 @@ def test_others_are_answered_meanwhile(monkeypatch, module, path, body, name):
 
 def test_no_cycles_are_searched_for_in_what_is_read():
     async def program():
-        return await Apart(1.0).run(gc.isenabled)
+        return await Offload(1.0).run(gc.isenabled)
 
     assert run(program) is False
     assert gc.isenabled()

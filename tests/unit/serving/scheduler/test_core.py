@@ -75,7 +75,7 @@ def test_one_bad_request_does_not_fail_its_neighbours(tmp_path):
         answers = await asyncio.gather(*asked, return_exceptions=True)
         bad = answers.pop(7)
         assert isinstance(bad, ComputationFailed)
-        assert "m:1 failed on this request: ValueError: seven" in str(bad)
+        assert "m:1 failed on this request: seven" in str(bad)
         assert answers == [[10 * value] for value in range(10) if value != 7]
         assert cluster.core.ready
 
@@ -376,9 +376,7 @@ def test_what_cannot_be_loaded_leaves_the_rest_alone(tmp_path):
     async def program(cluster):
         cluster.file("repository/bad.keras")
         assert cluster.core.repository() == [("bad", 1)]
-        with pytest.raises(
-            InvalidRequest, match="bad:1 could not be loaded: rank 0: ValueError: it is broken"
-        ):
+        with pytest.raises(InvalidRequest, match="bad:1 could not be loaded: rank 0: it is broken"):
             await cluster.core.load("bad")
         with pytest.raises(UnknownModel, match="Received: 'none'"):
             await cluster.core.load("none")

@@ -75,7 +75,7 @@ def test_a_stage_that_fails_to_load_leaves_nothing_at_the_others(tmp_path):
     async def program(cluster):
         cluster.file("repository/bad.keras")
         for _ in range(2):
-            with pytest.raises(InvalidRequest, match=r"bad:1 could not be loaded: rank 2: .* it is broken"):
+            with pytest.raises(InvalidRequest, match=r"bad:1 could not be loaded: rank 2: it is broken"):
                 await cluster.core.load("bad")
         await cluster.until(lambda: len(cluster.models) == 3 + 2 * 2)
         await cluster.until(lambda: all(len(worker._models) == 1 for worker in cluster.workers.values()))

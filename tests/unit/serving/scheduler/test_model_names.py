@@ -73,16 +73,16 @@ def test_a_repository(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"mode": "both"}, "`mode` must be one of replicas, pipeline"),
+        ({"mode": "both"}, "`mode` must be one of 'replicas', 'pipeline'"),
         ({"mode": "pipeline"}, "2 ranks or more"),
-        ({"max_batch_size": 0}, "`max_batch_size` must be a whole number, 1 or more"),
+        ({"max_batch_size": 0}, "`max_batch_size` must be an integer of at least 1"),
         ({"batch_sizes": (1, 8)}, "end with max_batch_size, 32"),
         ({"batch_sizes": (32, 8)}, "each larger than the last"),
         ({"batch_sizes": (0, 32)}, "1 or more"),
         ({"max_delay": -1.0}, "0 seconds or more"),
         ({"max_delay": float("nan")}, "0 seconds or more"),
         ({"timeout": 0.0}, "`timeout` must be more than 0 seconds. Received: timeout=0.0"),
-        ({"max_queue": True}, "`max_queue` must be a whole number"),
+        ({"max_queue": True}, "`max_queue` must be an integer of at least 1"),
     ],
 )
 def test_settings_are_checked(setting, message):

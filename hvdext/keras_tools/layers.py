@@ -1,0 +1,44 @@
+"""Layers made again, what they are called with, and the masks that tensors carry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
+
+from hvdext.keras_tools.replacing import replace
+
+
+def cloned(layer: Any) -> Any:
+    """A layer or operation with the same settings, without weights."""
+    if isinstance(layer, keras.layers.Lambda):  # whose function Keras would have to serialize
+        return keras.layers.Lambda(
+            layer.function,
+            output_shape=layer._output_shape,
+            mask=layer.mask,
+            arguments=layer.arguments,
+            name=layer.name,
+            dtype=layer.dtype_policy,
+        )
+    return type(layer).from_config(layer.get_config())
+
+
+def leave_arguments_alone(layer: keras.Layer) -> None:
+    """Has Keras call a layer on its arguments as they are: neither cast, nor converted, nor refused."""
+    replace(layer, _convert_input_args=False, _allow_non_tensor_positional_args=True)
+
+
+def mask_of(tensor: Any) -> Any:
+    """The mask that a tensor carries, symbolic or not; None if it has none."""
+    return get_keras_mask(tensor)
+
+
+def set_mask(tensor: Any, mask: Any) -> None:
+    """Has a tensor carry a mask.
+
+    Args:
+        tensor: symbolic or not.
+        mask: None: no mask.
+    """
+    set_keras_mask(tensor, mask)
