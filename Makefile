@@ -39,6 +39,7 @@ test-plain: engine
 lint: $(INSTALLED)
 	ruff check .
 	ruff format --check .
+	python -m pytest --noconftest --quiet tests/unit/test_rooms.py
 	mypy
 
 format: $(INSTALLED)

@@ -4,6 +4,7 @@ Everything is read from the syntax tree: imports within functions count, those f
 """
 
 import ast
+import functools
 import itertools
 from collections import defaultdict
 from pathlib import Path
@@ -56,15 +57,17 @@ def imports_of(tree):
                     yield alias.name, node.lineno
 
 
+@functools.cache
 def arrows():
     """(importing module, imported module, line) for each import of one module of hvdext by another."""
-    known = modules()
+    known, found = modules(), []
     for name, file in known.items():
         for target, line in imports_of(ast.parse(file.read_text())):
             while target not in known and target != "hvdext":
                 target = target.rpartition(".")[0]
             if target not in ("hvdext", name):
-                yield name, target, line
+                found.append((name, target, line))
+    return found
 
 
 def room(module, depth):
