@@ -38,7 +38,7 @@ def main():
         data.broken = len(data) // 2
         try:
             hvd.predict(model, data, output=options.output)
-        except RuntimeError as error:
+        except OSError as error:
             say(f"interrupted: {error}")
         data.broken = None
 

@@ -13,7 +13,7 @@ NOTEBOOK = """
 import json, time
 import tensorflow as tf
 import hvdext as hvd
-from hvdext.comm import current
+from hvdext.comm.current import current
 
 tf.reduce_sum(tf.ones([300, 300]) @ tf.ones([300, 300]))
 offset = 1000
