@@ -45,7 +45,7 @@ def raise_of_rank_0(comm: Communicator, failure: Told | None, what: str, own: Ex
         own: the callback's error, on rank 0.
     """
     try:
-        raise_for(comm, [failure] + [None] * (comm.size - 1), what, None)
+        raise_for(comm.ranks, [failure] + [None] * (comm.size - 1), what, None)
     except Exception as error:
         if own is None:
             raise

@@ -42,7 +42,7 @@ def raise_on_all(comm: Communicator, error: Exception | None, what: str, name: s
             names the ranks and their errors, and on a rank that failed it comes from the rank's own.
     """
     mine = None if error is None else told(error)
-    raise_for(comm, comm.allgather_object(mine, name), what, error)
+    raise_for(comm.ranks, comm.allgather_object(mine, name), what, error)
 
 
 def on_all(comm: Communicator, action: Callable[[], Any], what: str, name: str) -> list:
@@ -63,7 +63,7 @@ def on_all(comm: Communicator, action: Callable[[], Any], what: str, name: str) 
     except Exception as raised:  # whatever a user's function, data or model raises: the others are waiting
         error = raised
     everyone = comm.allgather_object((value, None if error is None else told(error)), name)
-    raise_for(comm, [problem for _, problem in everyone], what, error)
+    raise_for(comm.ranks, [problem for _, problem in everyone], what, error)
     return [value for value, _ in everyone]
 
 
@@ -87,7 +87,7 @@ def on_root(comm: Communicator, action: Callable[[], Any], root: int, what: str,
         except Exception as raised:  # whatever it is, the others must not wait for a result
             error = raised
     value, failure = comm.broadcast_object((value, None if error is None else told(error)), root, name)
-    raise_for(comm, [failure if rank == root else None for rank in range(comm.size)], what, error)
+    raise_for(comm.ranks, [failure if rank == root else None for rank in range(comm.size)], what, error)
     return value
 
 
@@ -103,18 +103,22 @@ def told(error: Exception, where: str = "") -> Told:
 
 
 def raise_for(
-    comm: Communicator, everyone: Sequence[Told | None], what: str, error: Exception | None, advice: str = ""
+    ranks: Sequence[int],
+    everyone: Sequence[Told | None],
+    what: str,
+    error: Exception | None,
+    advice: str = "",
 ) -> None:
     """Raises what `raise_on_all` does, where the ranks have heard of each other in another message.
 
     Args:
-        comm: the ranks.
-        everyone: what each rank told, in rank order; None of one that has not failed.
+        ranks: the global ranks that may have failed.
+        everyone: what each of them told, in the same order; None of one that has not failed.
         what: for the message: what could not be done.
         error: this rank's own.
         advice: the message's last line, the same on every rank.
     """
-    failed = {comm.ranks[place]: problem for place, problem in enumerate(everyone) if problem is not None}
+    failed = {rank: problem for rank, problem in zip(ranks, everyone, strict=True) if problem is not None}
     if not failed:
         return
     words: dict[str, list[int]] = {}

@@ -44,8 +44,15 @@ class _MadeOfParts:
         """The layer that drops some of the scores; a rate of 0 drops none."""
         raise NotImplementedError
 
+    def activity_regularizers(self) -> list:
+        """What would regularize the layer's or its projections' outputs; None for nothing."""
+        return [self.activity_regularizer]  # type: ignore[attr-defined]
+
     def projection_settings(self) -> Mapping[str, Any]:
-        """What all projections have alike: initializers, regularizers, constraints, the type."""
+        """What all projections have alike: initializers, regularizers, constraints, the type.
+
+        Each call draws the initializers new seeds: only who makes a projection may call it.
+        """
         return self._get_common_kwargs_for_sublayer()  # type: ignore[attr-defined]
 
 
@@ -53,6 +60,10 @@ class MultiHeadAttention(_MadeOfParts, keras.layers.MultiHeadAttention):
     """Keras' layer, made of such parts."""
 
     _dropout: float
+
+    def activity_regularizers(self) -> list:
+        """As above; Keras keeps that of the projections under a name of its own."""
+        return [*super().activity_regularizers(), self._activity_regularizer]
 
     def build(self, query_shape, value_shape, key_shape=None):
         """As in Keras."""

@@ -68,6 +68,7 @@ PRIVATE_NAMES: dict[str, dict[str, str]] = {
         "_output_shape": "the shape that the user has given",
     },
     "keras.layers.MultiHeadAttention": {
+        "_activity_regularizer": "what regularizes the outputs of the projections",
         "_build_attention": "how scores are made and used",
         "_dropout": "the share of scores that is dropped",
         "_dropout_layer": "what drops scores",

@@ -118,7 +118,7 @@ def _shares(comm: Communicator, model: keras.Model, source: Source, verbose) -> 
         share.facts(), names, None if failure is None else told(failure), source.seen, list(source.landmarks)
     )
     everyone = comm.allgather_object(mine, "hvdext.evaluate.shares")
-    raise_for(comm, [one.failure for one in everyone], "hvd.evaluate has failed", failure)
+    raise_for(comm.ranks, [one.failure for one in everyone], "hvd.evaluate has failed", failure)
     return share, everyone
 
 

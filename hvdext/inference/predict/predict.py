@@ -140,7 +140,7 @@ def _gather(comm, model, source, sink, done, output, verbose, everywhere):
         try:
             gathering.run()
         except PredictionFailed as failed:
-            raise_for(comm, failed.everyone, "hvd.predict has failed", failed.own, state())
+            raise_for(comm.ranks, failed.everyone, "hvd.predict has failed", failed.own, state())
         except RankLost as error:
             message = f"hvd.predict has lost a rank. {state()}"
             last.say(message)

@@ -137,7 +137,7 @@ class _SlicedAttention(SlicedLayer):
     def _require_arguments(self, heads):
         for name, value in heads.items():
             require_divides(self.comm.size, self.name, name, value)
-        for regularizer in (self.activity_regularizer, self.projection_settings()["activity_regularizer"]):
+        for regularizer in self.activity_regularizers():
             if regularizer is not None:
                 raise ValueError(
                     "`activity_regularizer` must be None in a layer cut by heads. "

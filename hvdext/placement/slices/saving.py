@@ -10,7 +10,7 @@ import tensorflow as tf
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import current
-from hvdext.comm.failures import raise_on_all
+from hvdext.comm.failures import raise_for, told
 from hvdext.common.arguments import suggests_keywords
 from hvdext.keras_tools.custom_objects import custom_objects_of, fresh_copy
 from hvdext.keras_tools.derived import settle
@@ -55,9 +55,11 @@ def save_uncut(model: keras.Model, filepath: str | os.PathLike) -> None:
                 twin.save_weights(path) if path.endswith(_WEIGHTS) else twin.save(path)
         except Exception as problem:  # the other ranks wait, and must hear of it
             error = problem
-    raise_on_all(
-        current(), error, f"hvd.save_uncut could not write {path!r}", "hvdext.slices.saved.everywhere"
-    )
+    # Rank 0 writes. Its group waits for it; along a data axis, `current()` then tells the other groups.
+    heard = None if error is None else told(error)
+    for among, name in ((comm, "hvdext.slices.saved.slices"), (current(), "hvdext.slices.saved.everywhere")):
+        heard = next(filter(None, among.allgather_object(heard, name)), None)
+    raise_for([0], [heard], f"hvd.save_uncut could not write {path!r}", error)
 
 
 @suggests_keywords

@@ -44,7 +44,7 @@ CALLS = {
         comm, lambda: _failing(comm), "The model could not be read", "hvdext.test.read"
     ),
     "raise_for": lambda comm: raise_for(
-        comm, [error and told(error) for error in OWN], "The model could not be read", OWN[comm.rank]
+        comm.ranks, [error and told(error) for error in OWN], "The model could not be read", OWN[comm.rank]
     ),
 }
 
@@ -106,7 +106,7 @@ def test_ranks_of_a_group_are_named_by_their_number_in_the_job():
 def test_nobody_has_failed():
     def run(comm):
         raise_on_all(comm, None, "It has failed", "hvdext.test.none")
-        raise_for(comm, [None] * 3, "It has failed", None)
+        raise_for(comm.ranks, [None] * 3, "It has failed", None)
         everyone = on_all(comm, lambda: comm.rank * 10, "It has failed", "hvdext.test.all")
         first = on_root(comm, lambda: comm.rank + 7, 1, "It has failed", "hvdext.test.root")
         return everyone, first
@@ -126,7 +126,7 @@ def test_one_rank_acts_and_all_raise():
 
 def test_what_a_rank_was_at_and_what_to_do_are_part_of_the_words():
     everyone = [told(MISSING, "batch 9"), None, None]
-    errors = _raised(lambda comm: raise_for(comm, everyone, "It has failed", None, "Go on from row 8."))
+    errors = _raised(lambda comm: raise_for(comm.ranks, everyone, "It has failed", None, "Go on from row 8."))
     assert {str(error) for error in errors} == {
         "It has failed:\n  rank 0: batch 9: FileNotFoundError: no such file: a.keras\nGo on from row 8."
     }

@@ -218,7 +218,7 @@ def test_data_that_files_cannot_hold(write):
     with use(SoloComm()):
         warmup, consensus = strategy.callbacks(warmup={"probe": probe}, consensus={"score": abs})
         assert warmup._probe is probe
-        assert consensus._plan.score is abs
+        assert consensus._options.score is abs
         with pytest.raises(ValueError, match=r"yaml: warmup: `probe` \(or `score`\) must be given"):
             strategy.callbacks(consensus={"score": abs})
         with pytest.raises(ValueError, match=r"no argument `prob`\. Did you mean `probe`\?"):
