@@ -82,7 +82,8 @@ def _check(ranks):
     handed_on = {2: [0, size], 4: [0, size, size, 0]}[len(ranks)]  # along 1, 0; along 1, 2, 3
     assert sent == [(bytes_, 0) for bytes_ in handed_on]
     (error,) = {result["error"] for result in results}
-    assert error.startswith("rank 1 has no model to deploy:\n  rank 1: FileNotFoundError: [Errno 2] There is no model")
+    missing = "rank 1 has no model to deploy:\n  rank 1: FileNotFoundError: [Errno 2] There is no model"
+    assert error.startswith(missing)
 
 
 PROGRAMS = {"deployed": Program(_run, _check, sizes=(2, 4))}
