@@ -115,7 +115,7 @@ def test_pins_inside_of_a_loop(looped):
     ("settings", "message"),
     [
         ({"places": 0}, "`places` must be an integer of at least 1. Received: places=0."),
-        ({"places": True}, "`places` must be an integer"),
+        ({"places": True}, "`places` must be an integer of at least 1. Received: places=True."),
         ({"places": 4}, "`places` must be at most the number of layers, 3. Received: places=4."),
         (
             {"balance": "flop"},
