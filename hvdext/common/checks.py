@@ -56,11 +56,11 @@ def require_positive(name: str, value: Any) -> float:
     return require_number(name, value, lambda number: number > 0, "be a number above 0")
 
 
-def require_choice(name: str, value: Any, choices: Sequence[str | None]) -> None:
-    """Raises a `ValueError` unless `value` is one of `choices`; it suggests the nearest one."""
+def require_choice(name: str, value: Any, choices: Sequence[str | int | None]) -> None:
+    """Raises a `ValueError` unless `value` is one of `choices`; it suggests the nearest word among them."""
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        hint = did_you_mean(value, [choice for choice in choices if choice is not None])
+        hint = did_you_mean(value, [choice for choice in choices if isinstance(choice, str)])
         raise ValueError(f"`{name}` must be one of {listed}. Received: {name}={value!r}.{hint}")
 
 

@@ -71,7 +71,7 @@ class MultiHeadAttention(_MadeOfParts, keras.layers.MultiHeadAttention):
         heads, bias = self._num_heads, self._use_bias
         self._query_dense = self.into_heads("query", query_shape, heads, self._key_dim, bias)
         self._key_dense = self.into_heads("key", key_shape, heads, self._key_dim, bias)
-        if self._use_gate:
+        if getattr(self, "_use_gate", False):
             self._gate_dense = self.into_heads(
                 "gate", query_shape, heads, self._value_dim, bias, activation="sigmoid"
             )
@@ -98,7 +98,7 @@ class GroupQueryAttention(_MadeOfParts, keras.layers.GroupQueryAttention):
         self.feature_dim = query_shape[-1]
         self._query_dense = self.into_heads("query", query_shape, self.num_query_heads, width, bias)
         self._key_dense = self.into_heads("key", key_shape, heads, width, bias)
-        if self.use_gate:
+        if getattr(self, "use_gate", False):
             self._gate_dense = self.into_heads(
                 "gate", query_shape, self.num_query_heads, width, bias, activation="sigmoid"
             )

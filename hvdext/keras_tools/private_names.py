@@ -158,3 +158,10 @@ PRIVATE_NAMES: dict[str, dict[str, str]] = {
         "GraphOrParentsInXlaContext": "whether XLA is going to compile a graph",
     },
 }
+
+# What the oldest supported Keras (3.12) has not: the release that brought it.
+SINCE: dict[str, tuple[int, int]] = {
+    "keras.layers.GroupQueryAttention._gate_dense": (3, 14),
+    "keras.layers.MultiHeadAttention._gate_dense": (3, 14),
+    "keras.layers.MultiHeadAttention._use_gate": (3, 14),
+}

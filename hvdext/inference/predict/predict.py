@@ -25,7 +25,7 @@ from hvdext.inference.predict.progress import Progress
 from hvdext.inference.predict.sources.source import Source
 from hvdext.inference.predict.sources.sources import make_source
 
-VERBOSE: tuple[Any, ...] = ("auto", 0, 1, 2)
+VERBOSE = ("auto", 0, 1, 2)
 
 
 @suggests_keywords
