@@ -88,6 +88,20 @@ class ThreadComm(Communicator):
     def _swap(self, name, value):
         return self._room.swap(name, self._me, self.ranks, value)
 
+    def _call(self, function, tensors, dtypes):
+        """What `function` makes of the tensors' arrays; called eagerly, it fails as it does in a graph."""
+        if not tf.executing_eagerly():
+            return tf.numpy_function(function, tensors, dtypes)
+        try:
+            results = function(*[np.array(tensor) for tensor in tensors])
+        except (ValueError, TypeError) as error:
+            raise tf.errors.InvalidArgumentError(None, None, f"{type(error).__name__}: {error}") from error
+        except Exception as error:
+            raise tf.errors.UnknownError(None, None, f"{type(error).__name__}: {error}") from error
+        if isinstance(results, list):
+            return [tf.constant(result) for result in results]
+        return tf.constant(results)
+
     def _meet(self, name, arrays, settings):
         """Everybody's arrays; like the engine, an error for everybody if they do not fit together."""
         mine = ([(array.shape, array.dtype) for array in arrays], settings)
@@ -106,8 +120,7 @@ class ThreadComm(Communicator):
             totals = [functools.reduce(function, column) for column in columns]
             return [(t * dtype(postscale) if postscale != 1 else t).astype(dtype) for t in totals]
 
-        results = tf.numpy_function(reduced, tensors, [t.dtype for t in tensors])
-        results = [results] if tf.is_tensor(results) else results  # one alone, outside a graph
+        results = self._call(reduced, tensors, [t.dtype for t in tensors])
         for result, tensor in zip(results, tensors, strict=True):
             result.set_shape(tensor.shape)
         return results
@@ -122,7 +135,7 @@ class ThreadComm(Communicator):
             block = np.array_split(total, self.size)[self.rank]
             return (block * dtype(postscale) if postscale != 1 else block).astype(dtype)
 
-        result = tf.numpy_function(scattered, [tensor], tensor.dtype)
+        result = self._call(scattered, [tensor], tensor.dtype)
         result.set_shape([None, *tensor.shape[1:]])
         return result
 
@@ -130,26 +143,27 @@ class ThreadComm(Communicator):
         def gathered(array):
             return np.concatenate(self._swap(name, array))
 
-        result = tf.numpy_function(gathered, [tensor], tensor.dtype)
+        result = self._call(gathered, [tensor], tensor.dtype)
         result.set_shape([None, *tensor.shape[1:]])
         return result
 
-    def _alltoall(self, tensor, splits, name):
+    def _alltoall(self, tensors, name):
         def exchanged(array, splits):
             parts = np.split(array, np.cumsum(splits)[:-1])
             return np.concatenate([sent[self.rank] for sent in self._swap(name, parts)])
 
-        result = tf.numpy_function(exchanged, [tensor, splits], tensor.dtype)
-        result.set_shape([None, *tensor.shape[1:]])
+        result = self._call(exchanged, tensors, tensors[0].dtype)
+        result.set_shape([None, *tensors[0].shape[1:]])
         return result
 
-    def _broadcast(self, tensor, root, name):
-        def spread(array):
-            return self._meet(name, [array], root)[root][0]
+    def _broadcast(self, tensors, name, root):
+        def spread(*arrays):
+            return list(self._meet(name, arrays, root)[root])
 
-        result = tf.numpy_function(spread, [tensor], tensor.dtype)
-        result.set_shape(tensor.shape)
-        return result
+        results = self._call(spread, tensors, [tensor.dtype for tensor in tensors])
+        for result, tensor in zip(results, tensors, strict=True):
+            result.set_shape(tensor.shape)
+        return results
 
 
 def run_ranks(size: int, target: Callable[..., Any], *args: Any, timeout: float = 60.0) -> list:

@@ -15,10 +15,8 @@ Rules every caller keeps:
 from __future__ import annotations
 
 import abc
-import functools
 import math
 import re
-import threading
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
@@ -50,8 +48,6 @@ class Communicator(abc.ABC):
         self.ranks = tuple(ranks)
         self.size = len(self.ranks)
         self.ledger = ledger
-        self._functions: dict[tuple, Callable] = {}
-        self._functions_lock = threading.Lock()
 
     # -- tensors: in a tf.function or eagerly, on every rank of the group, under the same name --------
 
@@ -159,10 +155,7 @@ class Communicator(abc.ABC):
         """
         if self.size == 1:
             return [value]
-        payload = tf.constant(pickled(value))
-        sizes = self.allgather(tf.shape(payload, tf.int64), f"{name}.size").numpy()
-        parts = np.split(self.allgather(payload, name).numpy(), np.cumsum(sizes)[:-1])
-        values = [unpickled(part) for part in parts]
+        values = unpickled(self.allgather(tf.constant(pickled(value)), name).numpy())
         check_pickled(dict(zip(self.ranks, values, strict=True)))
         return values
 
@@ -179,7 +172,7 @@ class Communicator(abc.ABC):
         if self.rank != root:
             payload = np.zeros(int(length), np.uint8)
         (payload,) = self.broadcast([tf.constant(payload)], root, name)
-        received = unpickled(payload.numpy())
+        (received,) = unpickled(payload.numpy())
         check_pickled({self.ranks[root]: received})
         return received
 
@@ -237,7 +230,7 @@ class Communicator(abc.ABC):
         """Calls and bytes so far by purpose: `{"grad": Traffic(calls=4, bytes=...), ...}`."""
         return self.ledger.traffic()
 
-    # -- what an implementation with more than one rank provides; called inside a graph ----------------
+    # -- what an implementation with more than one rank provides ---------------------------------------
 
     def _allreduce(
         self, tensors: list[tf.Tensor], name: str, prescale: float, postscale: float, op: str
@@ -250,10 +243,10 @@ class Communicator(abc.ABC):
     def _allgather(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
         raise NotImplementedError
 
-    def _alltoall(self, tensor: tf.Tensor, splits: tf.Tensor, name: str) -> tf.Tensor:
+    def _alltoall(self, tensors: list[tf.Tensor], name: str) -> tf.Tensor:
         raise NotImplementedError
 
-    def _broadcast(self, tensor: tf.Tensor, root: int, name: str) -> tf.Tensor:
+    def _broadcast(self, tensors: list[tf.Tensor], name: str, root: int) -> list[tf.Tensor]:
         raise NotImplementedError
 
     def _join(self) -> int:
@@ -290,7 +283,7 @@ class Communicator(abc.ABC):
     def _run_alltoall(self, tensors, name):
         entry = self._entry(name)
         tensor, splits = entry.start([movable(tensors[0]), tensors[1]])
-        result = self._alltoall(tensor, splits, name)
+        result = self._alltoall([tensor, splits], name)
         rows = tf.cast(tf.reduce_sum(splits), tf.int64)
         away = rows - tf.cast(splits[self.rank], tf.int64)
         entry.finish([result], bytes_of(tensor) * away // tf.maximum(rows, 1))
@@ -299,7 +292,7 @@ class Communicator(abc.ABC):
     def _run_broadcast(self, tensors, name, root):
         entry = self._entry(name)
         started = entry.start([movable(tensor) for tensor in tensors])
-        results = [self._broadcast(tensor, root, f"{name}.{i}") for i, tensor in enumerate(started)]
+        results = self._broadcast(started, name, root)
         # A binomial tree: the root sends to log2(size) others, who pass it on.
         sends = math.ceil(math.log2(self.size)) if self.rank == root else 0
         entry.finish(results, sum(map(bytes_of, started)) * sends)
@@ -320,23 +313,18 @@ class Communicator(abc.ABC):
             return thread.submit(self.ledger.entry, name, self.ranks).result()
 
     def _run(self, method: Callable, tensors: list[tf.Tensor], name: str, **options) -> list[tf.Tensor]:
-        """Calls `method` in a graph: eager operations of the engine ignore their names.
+        """Calls `method`.
 
         Called eagerly, the collective shows as one span of its name in TensorBoard's profile; within a graph
         its operations do.
         """
         if not _NAME.fullmatch(name):
             raise ValueError(f"`name` must look like 'hvdext.<purpose>.<detail>'. Received: name={name!r}.")
-        call = functools.partial(method, name=name, **options)
         if not tf.executing_eagerly():
-            return call(tensors)
-        key = (method.__name__, name, *sorted(options.items()))
-        with self._functions_lock:
-            if key not in self._functions:
-                self._functions[key] = tf.function(call, reduce_retracing=True, autograph=False)
+            return method(tensors, name=name, **options)
         try:
             with tf.profiler.experimental.Trace(name):
-                return self._functions[key](tensors)
+                return method(tensors, name=name, **options)
         except tf.errors.OpError:
             self._entry(name).give_up()
             raise

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import threading
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.ledger import Ledger
 from hvdext.comm.wire_types import is_exact, scaled
+
+
+def _in_a_graph(collective: Callable) -> Callable:
+    """Eager operations of the engine ignore their names: called eagerly, `collective` runs in a graph."""
+
+    @functools.wraps(collective)
+    def call(self, tensors, name, *settings):
+        if not tf.executing_eagerly():
+            return collective(self, tensors, name, *settings)
+        key = (collective.__name__, name, *settings)
+        with self._functions_lock:
+            if key not in self._functions:
+                self._functions[key] = tf.function(
+                    lambda tensors: collective(self, tensors, name, *settings),
+                    reduce_retracing=True,
+                    autograph=False,
+                )
+        return self._functions[key](tensors)
+
+    return call
 
 
 class HorovodComm(Communicator):
@@ -31,6 +53,8 @@ class HorovodComm(Communicator):
         ranks = tuple(ranks)
         super().__init__(ranks.index(mpi_ops.rank()), ranks, ledger or Ledger(len(ranks)))
         self._subsets: dict[tuple[int, ...], HorovodComm] = {}
+        self._functions: dict[tuple, Callable] = {}
+        self._functions_lock = threading.Lock()
 
     def registered_sets(self) -> dict[tuple[int, ...], int]:
         """As in `Communicator`."""
@@ -50,6 +74,7 @@ class HorovodComm(Communicator):
             self._subsets[ranks] = HorovodComm(ranks, self.ledger)
         return self._subsets[ranks]
 
+    @_in_a_graph
     def _allreduce(self, tensors, name, prescale, postscale, op):
         # One flat message: handing the engine several tensors costs it more than this copy.
         flat = tensors[0] if len(tensors) == 1 else tf.concat([tf.reshape(t, [-1]) for t in tensors], 0)
@@ -69,6 +94,7 @@ class HorovodComm(Communicator):
         parts = tf.split(total, [tf.size(t) for t in tensors])
         return [tf.reshape(p, tf.shape(t)) for p, t in zip(parts, tensors, strict=True)]
 
+    @_in_a_graph
     def _reducescatter(self, tensor, name, prescale, postscale):
         inside = is_exact(tensor, prescale, postscale)
         total = self._ops._reducescatter(
@@ -82,23 +108,30 @@ class HorovodComm(Communicator):
         )
         return total if inside else scaled(total, postscale)
 
+    @_in_a_graph
     def _allgather(self, tensor, name):
         return self._ops.allgather(tensor, name=name, ignore_name_scope=True, process_set=self._engine_set)
 
-    def _alltoall(self, tensor, splits, name):
+    @_in_a_graph
+    def _alltoall(self, tensors, name):
+        tensor, splits = tensors
         received, _ = self._ops.alltoall(
             tensor, splits=splits, name=name, ignore_name_scope=True, process_set=self._engine_set
         )
         return received
 
-    def _broadcast(self, tensor, root, name):
-        return self._ops.broadcast(
-            tensor,
-            self.ranks[root],
-            name=name,
-            ignore_name_scope=True,
-            process_set=self._engine_set,
-        )
+    @_in_a_graph
+    def _broadcast(self, tensors, name, root):
+        return [
+            self._ops.broadcast(
+                tensor,
+                self.ranks[root],
+                name=f"{name}.{i}",
+                ignore_name_scope=True,
+                process_set=self._engine_set,
+            )
+            for i, tensor in enumerate(tensors)
+        ]
 
     def _join(self):
         # Eagerly: of an operation without inputs TensorFlow may keep the first result of a graph.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Mapping
 from typing import Any
@@ -26,9 +27,13 @@ def pickled(value: Any) -> np.ndarray:
     return np.frombuffer(data, np.uint8)
 
 
-def unpickled(array: np.ndarray) -> Any:
-    """What `pickled` was given, or a reason why it did not pickle."""
-    return pickle.loads(array.tobytes())
+def unpickled(array: np.ndarray) -> list:
+    """What `pickled` was given for each array that `array` joins, or a reason why it did not pickle."""
+    stream = io.BytesIO(array.tobytes())
+    values = []
+    while stream.tell() < array.size:  # a pickle says itself where it ends
+        values.append(pickle.load(stream))
+    return values
 
 
 def check_pickled(values: Mapping[int, Any]) -> None:

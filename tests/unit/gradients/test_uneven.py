@@ -423,6 +423,6 @@ def test_another_job_agrees_anew():
         optimizers[comm.rank].apply([tf.constant([comm.rank + 1.0])], variables[comm.rank])
         return variables[comm.rank][0].numpy().item(), comm.traffic()["agreement"].calls
 
-    assert run_ranks(2, one) == [(-1.5, 2), (-1.5, 2)]
+    assert run_ranks(2, one) == [(-1.5, 1), (-1.5, 1)]
     # The third is new, and the others compare their settings with it.
-    assert run_ranks(3, one) == [(-3.5, 2), (-3.5, 2), (-2.0, 2)]
+    assert run_ranks(3, one) == [(-3.5, 1), (-3.5, 1), (-2.0, 1)]
