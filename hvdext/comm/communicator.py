@@ -307,8 +307,9 @@ class Communicator(abc.ABC):
         A function that has made variables is traced a second time, and may make none when it is traced for
         other arguments. TensorFlow knows which function by the thread.
         """
-        if tf.executing_eagerly():
-            return self.ledger.entry(name, self.ranks)
+        entry = self.ledger.known(name, self.ranks)
+        if entry is not None:
+            return entry
         with futures.ThreadPoolExecutor(1) as thread:
             return thread.submit(self.ledger.entry, name, self.ranks).result()
 

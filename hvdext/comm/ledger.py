@@ -87,6 +87,10 @@ class Ledger:
                 self._entries[name, ranks] = Entry(name, ranks)
             return self._entries[name, ranks]
 
+    def known(self, name: str, ranks: tuple[int, ...]) -> Entry | None:
+        """The same entry, None if it has not been made yet."""
+        return self._entries.get((name, ranks))
+
     def members(self, label: str) -> tuple[int, ...]:
         """The global ranks that meet in the collective with this label."""
         return self._labelled()[label].ranks
