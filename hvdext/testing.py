@@ -92,15 +92,12 @@ class ThreadComm(Communicator):
         """What `function` makes of the tensors' arrays; called eagerly, it fails as it does in a graph."""
         if not tf.executing_eagerly():
             return tf.numpy_function(function, tensors, dtypes)
-        try:
-            results = function(*[np.array(tensor) for tensor in tensors])
-        except (ValueError, TypeError) as error:
-            raise tf.errors.InvalidArgumentError(None, None, f"{type(error).__name__}: {error}") from error
-        except Exception as error:
-            raise tf.errors.UnknownError(None, None, f"{type(error).__name__}: {error}") from error
-        if isinstance(results, list):
-            return [tf.constant(result) for result in results]
-        return tf.constant(results)
+
+        @tf.custom_gradient
+        def call(*tensors):
+            return _called(function, tensors), _refuse_gradient
+
+        return call(*tensors)
 
     def _meet(self, name, arrays, settings):
         """Everybody's arrays; like the engine, an error for everybody if they do not fit together."""
@@ -164,6 +161,20 @@ class ThreadComm(Communicator):
         for result, tensor in zip(results, tensors, strict=True):
             result.set_shape(tensor.shape)
         return results
+
+
+def _called(function, tensors):
+    try:
+        results = function(*[np.array(tensor) for tensor in tensors])
+    except (ValueError, TypeError) as error:
+        raise tf.errors.InvalidArgumentError(None, None, f"{type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise tf.errors.UnknownError(None, None, f"{type(error).__name__}: {error}") from error
+    return [tf.constant(r) for r in results] if isinstance(results, list) else tf.constant(results)
+
+
+def _refuse_gradient(*_):
+    raise LookupError("Collectives of ranks as threads have no gradients of their own.")
 
 
 def run_ranks(size: int, target: Callable[..., Any], *args: Any, timeout: float = 60.0) -> list:

@@ -12,6 +12,7 @@ os.environ["PYTHONPATH"] = f"{Path(__file__).parents[1]}{os.pathsep}{os.environ.
 import pytest
 import tensorflow as tf
 
+from tests.multiprocess.launching.launch import forked_python
 from tests.multiprocess.launching.quick_building import build_quickly
 
 # Ranks as threads: each waiting collective holds one inter-op thread.
@@ -31,6 +32,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if not config.getoption("plain"):
         build_quickly()
+    if config.getoption("numprocesses", None):
+        forked_python()  # before the workers start, so that these share the servers
     # All that has been imported stays. What tests leave is collected between them: Python looks through all
     # objects when it thinks fit, which takes seconds after some hundred tests, and one test pays for it.
     gc.freeze()

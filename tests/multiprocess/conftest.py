@@ -1,5 +1,7 @@
 """One launch per number of ranks, shared by all tests that look at its results."""
 
+from concurrent import futures
+
 import pytest
 
 from tests.multiprocess.launching.launch import launch
@@ -9,15 +11,22 @@ _ended = pytest.StashKey[dict]()
 
 
 @pytest.fixture(scope="session")
-def reference():
+def alone():
+    """The launch of the references: beside the ranks, which leave some of the cores to it."""
+    with futures.ThreadPoolExecutor(1) as thread:
+        yield thread.submit(launch, 1, "launching.session:alone", timeout=480)
+
+
+@pytest.fixture(scope="session")
+def reference(alone):
     """Case name -> what plain Keras holds in the end."""
-    ended = launch(1, "launching.session:alone", timeout=240)
+    ended = alone.result()
     assert ended.exit_code == 0, ended.output
     return ended.ranks[0]
 
 
 @pytest.fixture(scope="session")
-def sessions(pytestconfig):
+def sessions(pytestconfig, alone):
     """Number of ranks -> one dict of results per rank; launched when first asked for."""
     ended = pytestconfig.stash[_ended] = {}
 

@@ -1,8 +1,5 @@
 """`SyncBatchNormalization`: against Keras' layer with the whole batch."""
 
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -12,6 +9,7 @@ import hvdext as hvd
 from hvdext.comm.communicator import SoloComm
 from hvdext.comm.current import use
 from hvdext.testing import run_ranks
+from tests.multiprocess.launching.launch import run_python
 from tests.multiprocess.programs import collective_programs
 
 ROWS = [3, 5, 1]  # of the ranks
@@ -172,7 +170,7 @@ def test_saved_models_open_here_and_in_plain_keras(tmp_path):
         "assert type(model.get_layer('first')) is SyncBatchNormalization\n"
         "np.save('y.npy', model(np.load('x.npy'), training=False))\n"
     )
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
+    run_python(script, timeout=120, cwd=tmp_path).check_returncode()
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), expected)
 
 

@@ -115,7 +115,30 @@ def launch_elastic(hosts: Path, script: Path, *arguments: str, timeout: float) -
         "--gloo-timeout-seconds": 30,  # a new rank takes some seconds to import TensorFlow
     }
     flags = [str(part) for option in options.items() for part in option]
-    return _run([*_QUICK_HOROVODRUN, *flags, *_forked_python(), str(script), *arguments], 2, timeout, None)
+    return _run([*_QUICK_HOROVODRUN, *flags, *forked_python(), str(script), *arguments], 2, timeout, None)
+
+
+def run_python(program: str, *arguments: object, timeout: float, **options) -> subprocess.CompletedProcess:
+    """Runs `python -c PROGRAM ARGUMENTS` in a process that has imported TensorFlow already.
+
+    Args:
+        program: its source.
+        *arguments: handed to it.
+        timeout: seconds, after which a `subprocess.TimeoutExpired` is raised.
+        **options: of `subprocess.run`.
+    """
+    command = [*forked_python(), "-c", program, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, **options)
+
+
+def forked_python() -> list[str]:
+    """The command for a Python that has imported TensorFlow already.
+
+    The first call starts the servers that such processes are copies of; processes started later share them.
+    """
+    if _SERVERS not in os.environ:
+        os.environ[_SERVERS] = _start_servers()
+    return [sys.executable, "-IS", fork_client.__file__, os.environ[_SERVERS]]
 
 
 @contextlib.contextmanager
@@ -149,15 +172,8 @@ def running(
 
 
 def _python_on(ranks, launcher=_QUICK_HOROVODRUN, python=None):
-    python = python or _forked_python()
+    python = python or forked_python()
     return [*launcher, "-np", str(ranks), *python] if ranks > 1 else python
-
-
-def _forked_python():
-    """The command for a Python that has imported TensorFlow already."""
-    if _SERVERS not in os.environ:
-        os.environ[_SERVERS] = _start_servers()
-    return [sys.executable, "-IS", fork_client.__file__, os.environ[_SERVERS]]
 
 
 def _start_servers():
@@ -179,7 +195,10 @@ def _start_servers():
 
 
 def _run(command, ranks, timeout, env):
-    environment = os.environ | {"HVDEXT_DEADLINE": "60", "OMP_NUM_THREADS": "1"} | dict(env or {})
+    # The engine looks once a millisecond whether there is something to do, a sixth of a core for each rank;
+    # what arrives wakes it anyway.
+    settings = {"HVDEXT_DEADLINE": "60", "OMP_NUM_THREADS": "1", "HOROVOD_CYCLE_TIME": "10"}
+    environment = os.environ | settings | dict(env or {})
     with tempfile.TemporaryDirectory() as folder, open(Path(folder, "output"), "w+") as output:
         environment["TEST_RESULTS"] = folder
         start = time.monotonic()

@@ -402,10 +402,16 @@ OPTIONS = {
 # These differ from their neighbours in ways that the number of ranks does not touch.
 _TWO_RANKS_ONLY = {
     "SGD Nesterov",
+    "SGD momentum",
     "RMSprop centred",
     "Adam amsgrad",
     "float32 Adam",
     "accumulation summed, Adam",
+    "accumulation averaged, RMSprop",
+    "accumulation, schedule, EMA, decay",
+    "accumulation, clipped",
+    "EMA",
+    "weight decay",
     "accumulation, loss scale",
     "accumulation, sparse as dense",
     "accumulation in Keras, clipped Adam",
@@ -425,8 +431,11 @@ _TWO_RANKS_ONLY = {
 }
 OPTIONS |= {name: dataclasses.replace(OPTIONS[name], sizes=(2,)) for name in _TWO_RANKS_ONLY}
 
+# What an optimizer makes of combined gradients has nothing to do with the number of ranks.
 CASES = {
-    name: Case(optimizer=factory) for name, factory in OPTIMIZERS.items() if hasattr(optimizers, name)
+    name: Case(optimizer=factory, sizes=(2, 4) if name in ("SGD", "Adam") else (2,))
+    for name, factory in OPTIMIZERS.items()
+    if hasattr(optimizers, name)
 } | OPTIONS
 
 

@@ -29,7 +29,9 @@ def _trained(schedule, optimizer):
             np.testing.assert_allclose(rank["loss"], loss, rtol=1e-5)
         _assert_weights(ranks, expected)
 
-    return Program(run, check, sizes=(2, 4))
+    # A schedule does not know the optimizer: with four ranks each has one.
+    with_four = optimizer == ("adam" if schedule == "interleaved" else "sgd")
+    return Program(run, check, sizes=(2, 4) if with_four else (2,))
 
 
 def _assert_weights(ranks, expected, tolerance=1e-5):

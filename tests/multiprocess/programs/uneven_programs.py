@@ -207,7 +207,9 @@ def _check_engine_join(ranks):
 
 PROGRAMS = {
     **{
-        f"uneven batches, {kind}": Program(partial(_run_fit, kind), _check_fit, sizes=(2, 4))
+        f"uneven batches, {kind}": Program(
+            partial(_run_fit, kind), _check_fit, sizes=(2, 4) if kind in ("arrays", "generator") else (2,)
+        )
         for kind in KINDS
     },
     "uneven batches, custom loop": Program(_run_loop, _check_loop, sizes=(2, 4)),

@@ -1,14 +1,13 @@
 """What the watchdog says, whom it accuses, and that it ends a process that waits."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import tensorflow as tf
 
 from hvdext.comm.ledger import Ledger
 from hvdext.comm.watchdog import EXIT_CODE, Note, Watchdog, verdict
+from tests.multiprocess.launching.launch import run_python
 
 NAME = "hvdext.grad.sgd.0"
 
@@ -165,7 +164,7 @@ asleep_in_the_main_thread()
 
 def _run(waiting, seconds, ranks=(0, 1, 2, 3), store=None):
     program = _PROGRAM.format(waiting=waiting, seconds=seconds, ranks=ranks, store=store)
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=90)
+    return run_python(program, timeout=90)
 
 
 def test_a_waiting_process_is_ended_with_a_verdict_and_its_stacks():

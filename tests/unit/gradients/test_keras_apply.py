@@ -1,11 +1,9 @@
 """What stands in front of Keras' `apply`: stages in a written order, and nothing until one is needed."""
 
-import subprocess
-import sys
-
 import pytest
 
 from hvdext.gradients.keras_apply import ORDER, put_before
+from tests.multiprocess.launching.launch import run_python
 
 
 @pytest.fixture
@@ -108,5 +106,5 @@ run_ranks(2, lambda comm: hvd.ColumnDense(4).build((None, 3)))
 )
 def test_keras_is_untouched_until_hvdext_is_used(use, untouched):
     program = UNTOUCHED.format(use=use, untouched=untouched)
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    ended = run_python(program, timeout=120)
     assert ended.returncode == 0, ended.stderr

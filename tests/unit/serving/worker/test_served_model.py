@@ -1,8 +1,5 @@
 """Models loaded for serving: signatures, batches of any size, stages of a pipeline."""
 
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
@@ -10,6 +7,7 @@ import tensorflow as tf
 
 from hvdext.serving.service import TensorSpec
 from hvdext.serving.worker import served_model
+from tests.multiprocess.launching.launch import run_python
 
 LAYERS = keras.layers
 
@@ -127,8 +125,7 @@ for path, width in ((sys.argv[2], 3), (sys.argv[1], 1500)):
     (out,) = stage.run({stage.takes[0].name: np.ones((1, width), "float32")}).values()
 print(memory("VmHWM") - before, out.sum())
 """
-    command = [sys.executable, "-c", program, tmp_path / "large.keras", tmp_path / "small.keras"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = run_python(program, tmp_path / "large.keras", tmp_path / "small.keras", timeout=120)
     assert done.returncode == 0, done.stderr
     grown, result = map(float, done.stdout.split()[-2:])
     assert result == width
