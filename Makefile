@@ -1,6 +1,6 @@
 # make demo         four ranks train a Keras 3 model on real data
 # make test         lint and all tests
-# make test-fast    lint and the tests that start no ranks
+# make test-fast    lint and the quick tests of those that start no ranks
 # All make .venv, install hvdext and build Horovod first; a second run installs nothing.
 # Another Python:  make demo PYTHON=python3.12
 
@@ -17,8 +17,8 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make demo         four ranks train a Keras 3 model on real data"
 	@echo "make test         lint and all tests"
-	@echo "make test-fast    lint and the tests that start no ranks"
-	@echo "make test-plain   the latter, with graphs built as for users: slow, for once a week"
+	@echo "make test-fast    lint and the quick tests of those that start no ranks"
+	@echo "make test-plain   all tests that start no ranks, with graphs built as for users: for once a week"
 	@echo "make lint | format | engine | doctor | clean | distclean"
 
 demo: engine
@@ -28,7 +28,8 @@ demo: engine
 test: lint unit
 	python -m pytest -m multiprocess
 
-test-fast: lint unit
+test-fast: lint engine
+	python -m pytest -m "not multiprocess and not slow" --numprocesses 2
 
 unit: engine
 	python -m pytest -m "not multiprocess" --numprocesses 2

@@ -23,14 +23,16 @@ def _in_a_graph(collective: Callable) -> Callable:
         key = (collective.__name__, name, *settings)
         with self._functions_lock:
             if key not in self._functions:
-                self._functions[key] = tf.function(
-                    lambda tensors: collective(self, tensors, name, *settings),
-                    reduce_retracing=True,
-                    autograph=False,
-                )
+                # Not a lambda: TensorFlow counts, and warns of, the traces of all that share one's code.
+                function = functools.partial(_call, collective, self, name, settings)
+                self._functions[key] = tf.function(function, reduce_retracing=True, autograph=False)
         return self._functions[key](tensors)
 
     return call
+
+
+def _call(collective, comm, name, settings, tensors):
+    return collective(comm, tensors, name, *settings)
 
 
 class HorovodComm(Communicator):
