@@ -15,7 +15,7 @@ from hvdext.common.arguments import suggests_keywords
 from hvdext.common.log import warn
 from hvdext.gradients.apply_hook import exchanges, hook_of
 from hvdext.keras_tools.derived import derive_anew, settle
-from hvdext.keras_tools.models import is_built, model_variables
+from hvdext.keras_tools.models import is_built, model_variables, optimizers_of
 from hvdext.keras_tools.optimizers import build
 from hvdext.keras_tools.selection import identity_of
 from hvdext.keras_tools.train_step import trace_with
@@ -69,10 +69,12 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
         agreement.check(comm, "model.fit", self._plan())
         if self._is_done():
             return
-        optimizer = self.model.optimizer
-        if comm.size > 1 and comm.rank == 0 and not exchanges(optimizer) and not attached(self.model):
+        optimizers = optimizers_of(self.model)
+        alone = not any(map(exchanges, optimizers)) and not attached(self.model)
+        if alone and comm.size > 1 and comm.rank == 0:
+            names = " and ".join(repr(optimizer.name) for optimizer in optimizers)
             warn(
-                f"The optimizer {optimizer.name!r} exchanges no gradients: pass it through "
+                f"The optimizer {names} exchanges no gradients: pass it through "
                 "hvd.DistributedOptimizer, unless the ranks' parameters are synchronised otherwise."
             )
         if is_built(self.model):

@@ -71,10 +71,12 @@ class Accumulator:
         divisor = self.passes if self.average else 1
         return [None if store is None else store.take(divisor) for store in self._stores]
 
-    def clear(self) -> None:
-        """Drops what has been added up, and starts the next cycle."""
+    def drop(self) -> int:
+        """Drops what has been added up, and starts the next cycle; returns of how many micro-batches."""
+        left = int(self._count.numpy())
         if self._stores is not None:
             self.take()
+        return left
 
 
 def kind_of(gradient) -> str:

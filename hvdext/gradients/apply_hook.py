@@ -14,9 +14,12 @@ import tensorflow as tf
 from keras.optimizers import LossScaleOptimizer
 
 from hvdext.comm import agreement
+from hvdext.comm.guards import guards_of
 from hvdext.comm.ledger import Ledger
+from hvdext.common.log import warn
 from hvdext.gradients.accumulation import Accumulator
 from hvdext.gradients.exchange import GradientExchange
+from hvdext.gradients.guard import Guard
 from hvdext.gradients.keras_apply import put_before
 from hvdext.gradients.tensors import all_finite, is_overwritten, poisoned, times, values_of
 from hvdext.gradients.uneven import RollCall, empty_gradients, kinds_of
@@ -30,9 +33,11 @@ from hvdext.keras_tools.optimizers import (
     loss_scale,
     members_of,
     trained_by,
+    updaters_of,
     with_members,
 )
-from hvdext.keras_tools.selection import described, path_of
+from hvdext.keras_tools.selection import described, identity_of, path_of
+from hvdext.keras_tools.slots import common_variables, slots_of
 from hvdext.keras_tools.xla import refuse_xla
 
 _HOOK = "_hvdext_hook"
@@ -73,6 +78,7 @@ class ApplyHook:
         self._kinds: list | None = None  # what the gradients are made of
         self._roll_call: RollCall | None = None
         self._follow_traced: tuple | None = None  # (outer, ids of variables, function)
+        self._guard = Guard(exchange.name)
         self.is_combined = False  # True while Keras' own apply works on combined gradients
         put_before(LossScaleOptimizer, "exchange", _before_loss_scale)
         if optimizer.gradient_accumulation_steps:
@@ -143,10 +149,24 @@ class ApplyHook:
         return tf.constant(True)
 
     def _combined(self, outer, gradients, variables, contributors):
-        combined = self.exchange.combine(gradients, variables, contributors)
+        with tf.control_dependencies([self._looked(variables)]):
+            combined = self.exchange.combine(gradients, variables, contributors)
         if isinstance(outer, LossScaleOptimizer):
             combined = self._spread_overflow(gradients, combined, variables)
         return combined
+
+    def _looked(self, variables):
+        """Whether the ranks still hold the same, seen now and then."""
+        shared = {
+            identity_of(v) for v, s in zip(variables, self.exchange.is_shared(variables), strict=True) if s
+        }
+        held = [v for v in variables if identity_of(v) in shared]
+        for optimizer in updaters_of(self.optimizer):
+            held += common_variables(optimizer)
+            if not self.has_keras_accumulation:  # whose sums are each rank's own
+                trained = trained_by(optimizer)
+                held += [s.variable for s in slots_of(optimizer) if identity_of(trained[s.index]) in shared]
+        return self._guard.look(self.exchange.comm(), [(path_of(variable), variable) for variable in held])
 
     def _apply_combined(self, outer, combined, variables):
         self.is_combined = True
@@ -185,11 +205,33 @@ class ApplyHook:
         self._kinds = None
         self._follow_traced = None
         self.drop_micro_batches()
+        self._guard.training_begins()
+
+    def training_begins(self) -> None:
+        """A new training: begins a cycle of micro-batches, and looks before the first update.
+
+        Micro-batches that an earlier one has left over belong to other data, perhaps to other weights.
+        """
+        left = self.accumulator.drop() if self.accumulator is not None else 0
+        if left and self.exchange.comm().rank == 0:
+            warn(
+                f"{left} micro-batches that an earlier training of {self.optimizer.name!r} has left over are "
+                "dropped: backward_passes_per_step does not divide its number of batches."
+            )
+        self._guard.training_begins()
+
+    def epoch_begins(self, epoch: int) -> None:
+        """Told by `fit`, so that ranks can compare where they are.
+
+        Args:
+            epoch: counted from 0.
+        """
+        self._guard.epoch.assign(epoch)
 
     def drop_micro_batches(self) -> None:
         """Begins a cycle of micro-batches anew."""
         if self.accumulator is not None:
-            self.accumulator.clear()
+            self.accumulator.drop()
 
     def join(self, outer, variables) -> None:
         """Takes part in the other ranks' updates, without a gradient, until no rank has one left.
@@ -254,7 +296,8 @@ class ApplyHook:
         self._plain_apply(gradients, variables)
 
     def _combine_accumulated(self, gradients):
-        return self.exchange.combine(gradients, self._to_clip)
+        with tf.control_dependencies([self._looked(self._to_clip)]):
+            return self.exchange.combine(gradients, self._to_clip)
 
     def _prepare_once(self, outer, gradients, variables):
         """Prepares before the first step of a job; ranks that were lost or have come make another job."""
@@ -284,6 +327,7 @@ class ApplyHook:
                 "backward_passes_per_step": accumulator.passes if accumulator else 1,
                 "average_aggregated_gradients": accumulator.average if accumulator else None,
                 "uneven batches": self._roll_call is not None,
+                "guards": guards_of(self.exchange.comm()),
             }
             if self.has_keras_accumulation:  # Keras exchanges by this count
                 settings["iterations"] = int(iterations_of(self.optimizer))

@@ -18,6 +18,7 @@ from hvdext.comm.names import cleaned
 from hvdext.gradients import buckets
 from hvdext.gradients.accumulation import kind_of
 from hvdext.gradients.options import ExchangeOptions
+from hvdext.gradients.pattern import Pattern
 from hvdext.gradients.tensors import is_overwritten, map_gradient
 from hvdext.keras_tools.selection import described, identity_of, path_of, selected
 
@@ -130,6 +131,8 @@ class GradientExchange:
             return result
         shared = self.is_shared(variables)
         dense = self._dense_indices(gradients, variables, shared)
+        lists = self._buckets(dense, variables)
+        pattern = self._pattern(gradients, variables, shared, lists)
         jobs: list[tuple[int, Any]] = []  # (when it is ready, what to do)
         for i, gradient in enumerate(gradients):
             if gradient is None:
@@ -141,8 +144,10 @@ class GradientExchange:
                 jobs.append((i, partial(self._maximum, comm, result, i)))
             elif i not in dense:
                 jobs.append((i, partial(self._gather_slices, comm, result, i)))
-        for number, members in enumerate(self._buckets(dense, variables)):
-            jobs.append((min(members), partial(self._reduce, comm, result, variables, members, number)))
+        for number, members in enumerate(lists):
+            name = f"hvdext.grad.{self.name}.{number}"
+            reduce = partial(self._reduce, comm, result, variables, members, name, pattern)
+            jobs.append((min(members), reduce))
         # TensorFlow keeps collectives in the order in which they are written: last layer first, as
         # backward produces them.
         for _, job in sorted(jobs, key=lambda job: -job[0]):
@@ -159,11 +164,27 @@ class GradientExchange:
             if averaged and not is_overwritten(variable):
                 result[i] = map_gradient(lambda g: g * tf.cast(factor, g.dtype), result[i])
 
-    def _reduce(self, comm, result, variables, members, number):
+    def _pattern(self, gradients, variables, shared, lists):
+        """What is exchanged in this step: which gradients, of which kinds, in which messages."""
+        kinds = [kind_of(g) if s else "local" for g, s in zip(gradients, shared, strict=True)]
+        missing, sparse = (
+            [path_of(v) for v, kind in zip(variables, kinds, strict=True) if kind == wanted]
+            for wanted in ("no", "sparse")
+        )
+        return Pattern(
+            (kinds, lists),
+            f"The ranks disagree about which gradients of {self.name!r} there are in this step. On this one "
+            f"there is no gradient of {missing or 'no variable'}, a sparse one of {sparse or 'no variable'}. "
+            "What takes part in the loss of one rank must take part in that of every rank: add 0 * the rest.",
+        )
+
+    def _reduce(self, comm, result, variables, members, name, pattern):
         """Replaces the dense gradients of one bucket by their combination."""
         with tf.device(self.options.device_dense or None):
             tensors = [_dense(result[i], variables[i]) for i in members]
-            combined = self._combined(comm, tensors, f"hvdext.grad.{self.name}.{number}")
+            *combined, bits = self._combined(comm, [*tensors, pattern.bits(tensors[0].dtype)], name)
+            copies = comm.size if self.options.op is ReduceOp.SUM else 1
+            combined = pattern.checked(combined, bits, copies, comm.size)
         for i, tensor in zip(members, combined, strict=True):
             result[i] = tensor
 

@@ -24,6 +24,8 @@ from hvdext.gradients.accumulation import Accumulator
 from hvdext.gradients.apply_hook import ApplyHook, check_members, hook_of
 from hvdext.gradients.exchange import GradientExchange
 from hvdext.gradients.options import ExchangeOptions, old_groups
+from hvdext.gradients.training import told_by_fit
+from hvdext.keras_tools.every_fit import follow_every_fit
 from hvdext.keras_tools.optimizers import innermost
 from hvdext.keras_tools.selection import Select
 
@@ -104,6 +106,7 @@ def DistributedOptimizer(
     hook = ApplyHook(target, exchange, accumulator)
     hook.expect_uneven_batches(uneven_batches)
     hook.put_into(optimizer)
+    follow_every_fit(told_by_fit)
     return optimizer
 
 

@@ -8,6 +8,7 @@ import keras
 
 from hvdext.keras_tools.selection import path_of
 
+_OPTIMIZERS = (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer)
 KINDS = ("train", "test", "predict")  # of functions that Keras makes of a model's steps, and keeps
 
 
@@ -21,6 +22,22 @@ def flat_layers(layer: keras.Layer, *, include_self: bool = True) -> list[keras.
     return layer._flatten_layers(include_self=include_self)
 
 
+def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """The optimizer that a model is compiled with, and those in its attributes, also in lists and dicts."""
+    found = {
+        id(optimizer): optimizer for value in vars(model).values() for optimizer in _optimizers_in(value)
+    }
+    return list(found.values())
+
+
+def _optimizers_in(value):
+    if isinstance(value, _OPTIMIZERS):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _optimizers_in(part)
+
+
 def model_variables(model, optimizer=None) -> list:
     """What must be alike on all ranks before training: weights, statistics and optimizer state.
 
@@ -28,10 +45,10 @@ def model_variables(model, optimizer=None) -> list:
 
     Args:
         model: the model.
-        optimizer: what it trains with; None: what it is compiled with.
+        optimizer: what it trains with; None: its own, see `optimizers_of`.
     """
-    optimizer = optimizer if optimizer is not None else getattr(model, "optimizer", None)
-    variables = [*model.variables, *(optimizer.variables if optimizer is not None else [])]
+    optimizers = optimizers_of(model) if optimizer is None else [optimizer]
+    variables = [*model.variables, *(v for one in optimizers for v in one.variables)]
     unique = {id(variable): variable for variable in variables}
     return [v for v in unique.values() if not path_of(v).endswith("seed_generator_state")]
 

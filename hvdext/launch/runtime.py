@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from hvdext.comm.build_info import mpi_built
 from hvdext.comm.communicator import Communicator, SoloComm
 from hvdext.comm.current import current, process_comm, set_process_comm
+from hvdext.comm.guards import Guards
 from hvdext.comm.horovod_comm import HorovodComm
 from hvdext.comm.kv_store import shared_store
 from hvdext.comm.process_sets import ProcessSet
@@ -31,6 +33,8 @@ def init(
     process_sets: Sequence[ProcessSet] | str | None = None,
     *,
     deadline: float | None = None,
+    check_every: int = 200,
+    on_divergence: str = "raise",
 ) -> None:
     """Joins the ranks that the launcher started; alone, makes a job of one.
 
@@ -45,6 +49,11 @@ def init(
             them later with `add_process_set`.
         deadline: seconds that any collective may wait before the process ends with a message that names
             the ranks that have not arrived; default: the environment variable HVDEXT_DEADLINE, or 300.
+        check_every: how many updates of a `DistributedOptimizer` lie between two looks whether all ranks
+            still hold the same weights, optimizer state, learning rate and epoch. The first is before the
+            first update of every `fit`. 0: never.
+        on_divergence: what happens if they do not. "raise": an error on every rank, before the update.
+            "broadcast": all go on with the first rank's values, which says so.
 
     Raises:
         ValueError: if an argument breaks its rule.
@@ -57,10 +66,11 @@ def init(
     seconds = checked_deadline(deadline)
     sets = checked_sets(process_sets)
     chosen = checked_comm(comm)
+    guards = Guards(check_every, on_divergence)
     if is_initialized():
         return
     dynamic = process_sets if isinstance(process_sets, str) else None
-    _settings = {"deadline": seconds, "process_sets": dynamic}
+    _settings = {"deadline": seconds, "process_sets": dynamic, **dataclasses.asdict(guards)}
     if not launched():
         set_process_comm(SoloComm())
         set_rank(0)
@@ -71,6 +81,7 @@ def init(
     _joins += 1
     if chosen is None:
         check_size(job.size, os.environ)
+    guards.keep_for(job)
     set_process_comm(job)
     set_rank(job.rank)
     if job.size > 1:

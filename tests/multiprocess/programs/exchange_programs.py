@@ -190,8 +190,8 @@ def _check_fp16(ranks):
         error = np.abs(value - exact)
         assert np.all(error <= bound)
         assert np.max(error) > 1e-6  # it did travel as float16
-    # 39 float16 values, padded to equal shards where they are cut.
-    padded = 39 if size == 2 else -(-39 // size) * size
+    # 39 float16 values and 32 of the pattern, padded to equal shards where they are cut.
+    padded = 39 + 32 if size == 2 else -(-(39 + 32) // size) * size
     assert [rank["bytes"] for rank in ranks] == [2 * padded * 2 * (size - 1) // size] * size
 
 

@@ -1,6 +1,7 @@
 """The programs of the real ranks, with threads as ranks."""
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -41,6 +42,7 @@ def _grad_collectives(monkeypatch, make_layers):
         model = keras.Sequential([keras.Input((2,), dtype="int32"), *make_layers()])
         optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(0.1, name="sgd"))
         optimizer.build(model.trainable_variables)
+        model.set_weights([np.ones_like(w) for w in model.get_weights()])
 
         @tf.function
         def step(x):

@@ -424,5 +424,9 @@ def test_another_job_agrees_anew():
         return variables[comm.rank][0].numpy().item(), comm.traffic()["agreement"].calls
 
     assert run_ranks(2, one) == [(-1.5, 1), (-1.5, 1)]
-    # The third is new, and the others compare their settings with it.
-    assert run_ranks(3, one) == [(-3.5, 1), (-3.5, 1), (-2.0, 1)]
+    # The third is new, and the others compare their settings with it, then their weights.
+    with pytest.raises(tf.errors.InvalidArgumentError, match="do not hold the same"):
+        run_ranks(3, one)
+    variables[2][0].assign([-1.5])
+    optimizers[2].iterations.assign(1)
+    assert run_ranks(3, one) == [(-3.5, 1), (-3.5, 1), (-3.5, 1)]
