@@ -150,7 +150,7 @@ class ApplyHook:
 
     def _combined(self, outer, gradients, variables, contributors):
         with tf.control_dependencies([self._looked(variables)]):
-            combined = self.exchange.combine(gradients, variables, contributors)
+            combined = self.exchange.combine(gradients, variables, contributors, self._places(variables))
         if isinstance(outer, LossScaleOptimizer):
             combined = self._spread_overflow(gradients, combined, variables)
         return combined
@@ -160,13 +160,19 @@ class ApplyHook:
         shared = {
             identity_of(v) for v, s in zip(variables, self.exchange.is_shared(variables), strict=True) if s
         }
-        held = [v for v in variables if identity_of(v) in shared]
-        for optimizer in updaters_of(self.optimizer):
-            held += common_variables(optimizer)
+        updaters = updaters_of(self.optimizer)
+        held = [v for optimizer in updaters for v in common_variables(optimizer)]  # the causes come first
+        held += [v for v in variables if identity_of(v) in shared]
+        for optimizer in updaters:
             if not self.has_keras_accumulation:  # whose sums are each rank's own
                 trained = trained_by(optimizer)
                 held += [s.variable for s in slots_of(optimizer) if identity_of(trained[s.index]) in shared]
         return self._guard.look(self.exchange.comm(), [(path_of(variable), variable) for variable in held])
+
+    def _places(self, variables):
+        """Where `variables`, of which some steps may leave some out, stand among all that are trained."""
+        places = {identity_of(variable): i for i, variable in enumerate(trained_by(self.optimizer))}
+        return [places.get(identity_of(variable)) for variable in variables]
 
     def _apply_combined(self, outer, combined, variables):
         self.is_combined = True
@@ -297,7 +303,7 @@ class ApplyHook:
 
     def _combine_accumulated(self, gradients):
         with tf.control_dependencies([self._looked(self._to_clip)]):
-            return self.exchange.combine(gradients, self._to_clip)
+            return self.exchange.combine(gradients, self._to_clip, None, self._places(self._to_clip))
 
     def _prepare_once(self, outer, gradients, variables):
         """Prepares before the first step of a job; ranks that were lost or have come make another job."""

@@ -114,7 +114,11 @@ class GradientExchange:
         return [c and identity_of(v) not in local for c, v in zip(chosen, variables, strict=True)]
 
     def combine(
-        self, gradients: Sequence, variables: Sequence, contributors: tf.Tensor | None = None
+        self,
+        gradients: Sequence,
+        variables: Sequence,
+        contributors: tf.Tensor | None = None,
+        places: Sequence[int | None] = (),
     ) -> list:
         """Returns what every rank applies: one gradient per variable, None where there was none.
 
@@ -124,6 +128,7 @@ class GradientExchange:
             gradients: `tf.Tensor`, `tf.IndexedSlices` or None, one per variable.
             variables: the variables they belong to.
             contributors: how many ranks an average is over, a float64 scalar; None: all of them.
+            places: where the variables stand among those of whom `agree` has been told; empty: there.
         """
         comm = self.comm()
         result: list[Any] = list(gradients)
@@ -132,7 +137,7 @@ class GradientExchange:
         shared = self.is_shared(variables)
         dense = self._dense_indices(gradients, variables, shared)
         lists = self._buckets(dense, variables)
-        pattern = self._pattern(gradients, variables, shared, lists)
+        pattern = self._pattern(gradients, variables, shared, (lists, list(places)))
         jobs: list[tuple[int, Any]] = []  # (when it is ready, what to do)
         for i, gradient in enumerate(gradients):
             if gradient is None:
@@ -164,7 +169,7 @@ class GradientExchange:
             if averaged and not is_overwritten(variable):
                 result[i] = map_gradient(lambda g: g * tf.cast(factor, g.dtype), result[i])
 
-    def _pattern(self, gradients, variables, shared, lists):
+    def _pattern(self, gradients, variables, shared, where):
         """What is exchanged in this step: which gradients, of which kinds, in which messages."""
         kinds = [kind_of(g) if s else "local" for g, s in zip(gradients, shared, strict=True)]
         missing, sparse = (
@@ -172,7 +177,7 @@ class GradientExchange:
             for wanted in ("no", "sparse")
         )
         return Pattern(
-            (kinds, lists),
+            (kinds, where),
             f"The ranks disagree about which gradients of {self.name!r} there are in this step. On this one "
             f"there is no gradient of {missing or 'no variable'}, a sparse one of {sparse or 'no variable'}. "
             "What takes part in the loss of one rank must take part in that of every rank: add 0 * the rest.",

@@ -16,7 +16,7 @@ import tensorflow as tf
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.guards import guards_of
 
-_BITS = {1: tf.int8, 2: tf.int16, 4: tf.int32, 8: tf.int64}
+_BITS = {1: tf.int8, 2: tf.int16}
 # Without quotes, which TensorFlow would escape.
 _WHY = (
     "The ranks do not hold the same before this update: they would train different models without a word. "
@@ -90,10 +90,10 @@ class Guard:
 
 
 def _sum_of_bits(variable):
-    """The sum of a variable's numbers, each taken for an integer, without what does not fit into 32 bits."""
+    """The sum of a variable's bits, taken for integers, without what does not fit into 32 bits."""
     value = tf.convert_to_tensor(variable)
-    if value.dtype.is_floating or value.dtype.is_complex:
-        value = tf.bitcast(value, _BITS[min(value.dtype.size, 8)])
-    if value.dtype.size < 4:
-        value = tf.cast(value, tf.int32)
-    return tf.cast(tf.reduce_sum(value), tf.int32)
+    if value.dtype.size >= 4:
+        return tf.reduce_sum(tf.bitcast(value, tf.int32))
+    if value.dtype.is_floating:
+        value = tf.bitcast(value, _BITS[value.dtype.size])
+    return tf.reduce_sum(tf.cast(value, tf.int32))

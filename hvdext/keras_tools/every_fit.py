@@ -47,7 +47,7 @@ def _entrance(keras_fit):
 def _with_appended(callbacks, added, action):
     """Calls `action` while a list of the user's own holds more callbacks."""
     for callback in added:
-        callbacks.append(callback)
+        callbacks.callbacks.append(callback)
         callback.set_model(callbacks.model)
     try:
         return action()

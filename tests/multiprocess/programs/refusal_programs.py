@@ -43,6 +43,49 @@ def _fit(model, steps=2, **options):
     model.fit(np.ones((4 * steps, 4)), np.ones((4 * steps, 1)), batch_size=4, verbose=0, **options)
 
 
+def _heads_of_its_own(hvd):
+    """A task each: the gradients of the heads, which have one shape, do not belong together."""
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, [keras.layers.Dense(1, name=name)(inputs) for name in ("a", "b")])
+    model.set_weights([np.ones_like(w) for w in model.get_weights()])
+    optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(1.0, name="tasks"))
+
+    @tf.function
+    def step(tasks):
+        with tf.GradientTape() as tape:
+            outputs = dict(zip("ab", model(np.ones((2, 4), "float32")), strict=True))
+            loss = tf.add_n([tf.reduce_mean(outputs[task]) for task in tasks])
+        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+
+    step("ab")
+    before = model.get_weights()
+    try:
+        step("ab"[hvd.rank() % 2])
+    except tf.errors.InvalidArgumentError as error:
+        apart = max(np.abs(w - v).max() for w, v in zip(before, model.get_weights(), strict=True))
+        return ["which gradients of 'tasks'" in str(error).replace("\\", ""), float(apart)]
+    return ["no error", 0.0]
+
+
+def _weights_of_its_own(hvd):
+    """Rank 0 has loaded its best weights between two trainings."""
+    model = _model(hvd)
+    _fit(model, callbacks=[hvd.callbacks.BroadcastGlobalVariablesCallback(0)])
+    if hvd.rank() == 0:
+        model.set_weights([w + 1 for w in model.get_weights()])
+    before = model.get_weights()
+    try:
+        _fit(model)
+    except tf.errors.InvalidArgumentError as error:
+        apart = max(np.abs(w - v).max() for w, v in zip(before, model.get_weights(), strict=True))
+        return ["do not hold the same" in str(error) and "[hidden/kernel]" in str(error), float(apart)]
+    return ["no error", 0.0]
+
+
+def _check_refused(ranks):
+    assert ranks == [[True, 0.0]] * len(ranks)
+
+
 def _program(action, kind, *fragments, sizes=(2, 3, 4)):
     def check(ranks):
         assert {name for name, _ in ranks} == {kind}
@@ -217,6 +260,8 @@ PROGRAMS = {
         "3 ranks",
         sizes=(3,),
     ),
+    "a head on each rank": Program(_heads_of_its_own, _check_refused, sizes=(2, 4)),
+    "weights of its own": Program(_weights_of_its_own, _check_refused, sizes=(2, 4)),
     # After all this, the ranks can still talk.
     "afterwards": Program(
         lambda hvd: applied(hvd, gradients_of(hvd.rank())),
