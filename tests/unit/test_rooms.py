@@ -78,6 +78,7 @@ def room(module, depth):
     return ".".join(folders[:depth]) if folders else parts[0]
 
 
+@pytest.mark.slow
 def test_no_import_goes_up():
     floor = {name: number for number, names in enumerate(FLOORS) for name in names}
     up = [

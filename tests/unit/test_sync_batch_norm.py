@@ -71,6 +71,7 @@ def test_layer_equals_keras_with_the_whole_batch(size, masked, axis, graph):
             np.testing.assert_allclose(rank[2][i], expected, **close)
 
 
+@pytest.mark.slow
 def test_training_equals_one_process():
     program = collective_programs.PROGRAMS["batch normalization"]
     program.check(run_ranks(3, lambda comm: program.run(hvd)))

@@ -80,6 +80,7 @@ def _train(comm, make, eagerly, callbacks):
 
 @pytest.mark.parametrize("eagerly", [False, True], ids=["graph", "eager"])
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_all_ranks_start_alike_exactly_once(name, eagerly):
     def run(comm):
         callback = hvd.callbacks.BroadcastGlobalVariablesCallback(1)
@@ -92,6 +93,7 @@ def test_all_ranks_start_alike_exactly_once(name, eagerly):
         assert _equal(mine, theirs)
 
 
+@pytest.mark.slow
 def test_without_the_callback_they_are_told():
     with pytest.raises(tf.errors.InvalidArgumentError, match="The ranks do not hold the same before this"):
         run_ranks(2, lambda comm: _train(comm, MODELS["built"], False, []))
@@ -105,6 +107,7 @@ def _constant_model(name, value):
 
 @pytest.mark.parametrize("root", [0, 2])
 @pytest.mark.parametrize("name", ["built", "lazy"])
+@pytest.mark.slow
 def test_they_start_from_the_root(name, root):
     def run(comm):
         model = _constant_model(name, comm.rank + 1.0)
@@ -151,6 +154,7 @@ def test_training_again_does_not_broadcast_again():
 
 
 @pytest.mark.parametrize("name", ["built", "lazy"])
+@pytest.mark.slow
 def test_another_model_is_broadcast_as_well(name):
     def run(comm):
         callback = hvd.callbacks.BroadcastGlobalVariablesCallback(1)
@@ -235,6 +239,7 @@ def _fit_with_metrics(comm):
     return {key: values[0] for key, values in history.history.items()}, recorder.logs[0]
 
 
+@pytest.mark.slow
 def test_history_and_later_callbacks_see_the_whole_job():
     results = run_ranks(2, _fit_with_metrics)
     plain = MODELS["built"]()

@@ -115,6 +115,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize(("name", "size"), [("momentum", 1), *((name, 2) for name in OPTIMIZERS)])
+@pytest.mark.slow
 def test_rates_and_momentum_follow_the_paper(name, size):
     make, expected = OPTIMIZERS[name]
     for recorder, _ in run_ranks(size, lambda comm: _fit(comm, make(), [_schedule()], 3)):
@@ -149,6 +150,7 @@ def test_each_batch_has_its_own_rate():
         np.testing.assert_allclose(recorder.weights, _sgd(rates, 2, 0.9), rtol=2e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_warm_up_then_decays():
     """As in training ImageNet: up to the full rate, then a tenth of it from some epoch on."""
 

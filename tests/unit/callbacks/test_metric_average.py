@@ -149,6 +149,7 @@ def test_every_metric_of_keras_is_listed():
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__[1:])
+@pytest.mark.slow
 def test_every_metric_of_keras_is_exact(kind):
     loss, make = KINDS[kind]
 
@@ -215,6 +216,7 @@ def test_a_mean_of_the_values_would_be_another():
 
 
 @pytest.mark.parametrize("run_eagerly", [False, True], ids=["graph", "eager"])
+@pytest.mark.slow
 def test_evaluate_returns_the_logs_of_all_ranks(run_eagerly):
     """Also on a rank without a sample, whose metrics Keras cannot even build when it runs eagerly."""
 

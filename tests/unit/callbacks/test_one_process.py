@@ -12,6 +12,7 @@ from tests.multiprocess.programs import callback_programs
 
 
 @pytest.mark.parametrize("name", callback_programs.CALLBACKS)
+@pytest.mark.slow
 def test_callbacks_of_keras(name):
     run, check = callback_programs.CALLBACKS[name]
     results = run_ranks(2, lambda comm: callback_programs.in_folder(run)(hvd))
@@ -51,6 +52,7 @@ class Hooks(keras.callbacks.Callback):
         self.ran.append(("predict batch end", hvd.size()))
 
 
+@pytest.mark.slow
 def test_hooks_run_on_the_first_rank_as_if_it_were_alone():
     def run(comm):
         hooks = Hooks()
@@ -64,6 +66,7 @@ def test_hooks_run_on_the_first_rank_as_if_it_were_alone():
     assert run_ranks(2, run) == [[(name, 1) for name in names], []]
 
 
+@pytest.mark.slow
 def test_logs_are_those_of_all_ranks():
     def run(comm):
         seen = []
@@ -80,6 +83,7 @@ def test_logs_are_those_of_all_ranks():
             assert history == results[0][1]
 
 
+@pytest.mark.slow
 def test_terminate_on_nan_stops_all_ranks_at_the_epochs_end():
     class Batches(keras.callbacks.Callback):
         number = 0
@@ -97,6 +101,7 @@ def test_terminate_on_nan_stops_all_ranks_at_the_epochs_end():
     assert run_ranks(2, run) == [2, 2]
 
 
+@pytest.mark.slow
 def test_a_scheduler_changes_the_rate_of_all_ranks():
     def run(comm):
         schedule = keras.callbacks.LearningRateScheduler(lambda epoch: 0.5 / (1 + epoch))
@@ -109,6 +114,7 @@ def test_a_scheduler_changes_the_rate_of_all_ranks():
     assert first[0] == [0.5, 0.25]
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_swapped_on_all_ranks():
     class Seen(keras.callbacks.Callback):
         """Weights during validation, at the end of each epoch, and at the end."""
@@ -136,6 +142,7 @@ def test_averaged_weights_are_swapped_on_all_ranks():
     assert first[0] != first[1]
 
 
+@pytest.mark.slow
 def test_a_rate_that_changes_within_an_epoch():
     class Faster(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -194,6 +201,7 @@ def test_ranks_with_different_callbacks():
     assert "callbacks: rank 0: []; rank 1: ['TerminateOnNaN']" in first
 
 
+@pytest.mark.slow
 def test_one_process_is_plain_keras(tmp_path):
     def run(comm):
         stop = keras.callbacks.EarlyStopping(patience=1, restore_best_weights=True)
@@ -241,6 +249,7 @@ def test_a_file_is_needed_on_the_first_rank(tmp_path):
     assert "filepath='a.txt'" in run_ranks(1, run, ["a.txt"])[0]
 
 
+@pytest.mark.slow
 def test_best_weights_within_one_process(tmp_path):
     def run(comm):
         best = hvd.callbacks.BestModelCheckpoint(save_weights_only=True, filepath=tmp_path / "b.weights.h5")
@@ -254,6 +263,7 @@ def test_best_weights_within_one_process(tmp_path):
     assert model.get_weights()[0].tolist() == weights[int(np.argmin(losses))]
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_written_is_an_error_on_all_ranks(tmp_path):
     (tmp_path / "file").write_text("no folder")
 

@@ -18,6 +18,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("size", "name"), PAIRS)
+@pytest.mark.slow
 def test_program(size, name):
     program = collective_programs.PROGRAMS[name]
     program.check(run_ranks(size, lambda comm: program.run(hvd), timeout=30))

@@ -56,6 +56,7 @@ class _Garbage:
         time.sleep(1e-5)
 
 
+@pytest.mark.slow
 def test_ranks_may_parse_while_garbage_is_collected():
     source = "\n".join(f"x = [{i}, (x, f(x + {i}))]" for i in range(100))
 
@@ -184,6 +185,7 @@ def test_lambdas_travel_and_what_does_not_pickle_is_named_on_every_rank():
         assert root.startswith("  rank 0: lock: ")
 
 
+@pytest.mark.slow
 def test_a_function_may_meet_new_collectives_when_it_is_traced_again():
     def run(comm):
         traces = []

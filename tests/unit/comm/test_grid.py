@@ -118,6 +118,7 @@ def test_a_process_set_does_the_same():
     assert run_ranks(4, one_rank) == [-50.5, -505.0, -50.5, -505.0]
 
 
+@pytest.mark.slow
 def test_local_sgd_over_the_data_axis():
     def one_rank(comm):
         grid = hvd.Grid(data=2, slices=2)

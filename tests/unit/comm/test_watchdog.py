@@ -167,6 +167,7 @@ def _run(waiting, seconds, ranks=(0, 1, 2, 3), store=None):
     return run_python(program, timeout=90)
 
 
+@pytest.mark.slow
 def test_a_waiting_process_is_ended_with_a_verdict_and_its_stacks():
     ended = _run(waiting=True, seconds=60)
     assert ended.returncode == EXIT_CODE == 124
@@ -176,6 +177,7 @@ def test_a_waiting_process_is_ended_with_a_verdict_and_its_stacks():
     assert "asleep_in_the_main_thread" in stacks
 
 
+@pytest.mark.slow
 def test_only_members_of_the_process_set_are_accused():
     ended = _run(waiting=True, seconds=60, ranks=(0, 2), store="KeyValueStore()")
     assert ended.returncode == EXIT_CODE
@@ -191,6 +193,7 @@ def test_among_all_ranks_every_missing_one_is_accused():
         assert f"rank {other} has not arrived" in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_process_that_does_not_wait_is_left_alone():
     assert _run(waiting=False, seconds=3).returncode == 0
 

@@ -81,6 +81,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 def test_all_ranks_end_with():
     def one_rank(comm):
         model, results = _model(comm.rank), {}
@@ -639,6 +640,7 @@ class TwoInputs(keras.Model):
     ],
     ids=["arrays", "eager", "3 of 2", "unknown", "unknown, 3 at once", "unknown, 2 at once", "dict", "XLA"],
 )
+@pytest.mark.slow
 def test_samples_are_counted(data, options, expected):
     if isinstance(data["x"], dict):
         model = TwoInputs()

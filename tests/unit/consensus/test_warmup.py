@@ -219,6 +219,7 @@ def modes():
 
 
 @pytest.mark.parametrize(("mode", "root"), RUNS)
+@pytest.mark.slow
 def test_ranks_end_as_one_process_would(mode, root, modes):
     ranks = [rank[mode, root] for rank in modes]
     first = ranks[0]
@@ -294,6 +295,7 @@ def ranks():
     return run_ranks(SIZE, run)
 
 
+@pytest.mark.slow
 def test_only_what_is_selected_changes(ranks):
     weights, scores, chosen = alone(0, 2, "best", places=[0, 1])
     for rank in ranks:
@@ -386,6 +388,7 @@ def test_alone():
     assert found["chosen"] == [0, 0]
 
 
+@pytest.mark.slow
 def test_in_fit_once_for_a_model_from_scratch():
     def run(comm):
         model = make_small(comm.rank)
@@ -632,6 +635,7 @@ def refusals():
 
 
 @pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.slow
 def test_the_same_refusal_on_every_rank(name, refusals):
     errors = [rank[name] for rank in refusals]
     assert len({(type(error), str(error)) for error in errors}) == 1

@@ -44,6 +44,7 @@ def three_ranks():
     return run_ranks(3, _epochs_of_three_ranks)
 
 
+@pytest.mark.slow
 def test_every_sample_goes_to_one_rank_in_each_epoch(three_ranks):
     for epoch in range(3):
         dealt = [sample for epochs, *_ in three_ranks for batch in epochs[epoch] for sample in batch]

@@ -31,6 +31,7 @@ def alone():
 
 
 @pytest.mark.parametrize("name", elastic_programs.PROGRAMS)
+@pytest.mark.slow
 def test_program_with_threads(name):
     program = elastic_programs.PROGRAMS[name]
     program.check(run_ranks(2, lambda comm: program.run(hvd)))
@@ -99,10 +100,12 @@ def test_micro_batches_that_were_not_committed_are_dropped():
         assert rank == pytest.approx([1.5 * (1 + 2)] * 4, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_reset_compares_the_ranks_anew_and_drops_compiled_steps():
     def run(comm):
         model = make_model(hvd, keras.optimizers.SGD(0.1))
         state = hvd.elastic.KerasState(model)
+        state.sync()
         called = []
         state.register_reset_callbacks([lambda: called.append(comm.rank)])
         model.fit(*data(comm.rank, 1), ROWS, verbose=0)

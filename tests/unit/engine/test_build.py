@@ -84,6 +84,7 @@ def test_a_source_that_does_not_fit_is_not_recorded(tmp_path):
     assert not (tmp_path / "horovod" / record.RECORD_FILE).exists()
 
 
+@pytest.mark.slow
 def test_a_failed_installation_shows_what_pip_said(tmp_path):
     with pytest.raises(EngineError, match=r"pip could not install .*no-such"):
         build.install_wheel(tmp_path / "no-such.whl")

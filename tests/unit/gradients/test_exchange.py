@@ -16,6 +16,7 @@ PAIRS = [(3 if 3 in program.sizes else program.sizes[-1], name) for name, progra
 
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")
 @pytest.mark.parametrize(("size", "name"), PAIRS)
+@pytest.mark.slow
 def test_program(size, name):
     program = PROGRAMS[name]
     program.check(run_ranks(size, lambda comm: program.run(hvd), timeout=30))
@@ -66,6 +67,7 @@ def _dense():
     return [keras.layers.Dense(4), keras.layers.Dense(1)]
 
 
+@pytest.mark.slow
 def test_dense_layers_after_an_embedding_are_exchanged_before_it(monkeypatch):
     """Backward has them first, and TensorFlow keeps the order in which collectives are written."""
     assert _grad_collectives(monkeypatch, lambda: [*_embedding(), *_dense()]) == [

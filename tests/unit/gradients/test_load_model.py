@@ -56,6 +56,7 @@ def one_rank():
 
 @pytest.mark.parametrize("ending", ["keras", "h5"])
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.slow
 def test_the_next_step_is_the_one_of_plain_keras(tmp_path, ending, policy):
     model = _trained(policy=policy)
     model.save(tmp_path / f"model.{ending}")
@@ -66,6 +67,7 @@ def test_the_next_step_is_the_one_of_plain_keras(tmp_path, ending, policy):
 
 
 @pytest.mark.parametrize("mode", ["r", "r+"])
+@pytest.mark.slow
 def test_an_open_h5_file(tmp_path, mode):
     model = _trained(loss="mean_squared_error")
     model.save(tmp_path / "model.h5")
@@ -82,6 +84,7 @@ def test_an_h5_file_in_memory_is_refused():
 
 
 @pytest.mark.parametrize("ending", ["keras", "h5"])
+@pytest.mark.slow
 def test_optimizers_of_ones_own(tmp_path, ending):
     model = _trained(lambda: MyAdam(0.05))
     path = str(tmp_path / f"model.{ending}")
@@ -91,6 +94,7 @@ def test_optimizers_of_ones_own(tmp_path, ending):
     _assert_goes_on_like(model, loaded)
 
 
+@pytest.mark.slow
 def test_custom_objects(tmp_path):
     def doubled(y_true, y_pred):
         return 2 * keras.losses.mean_squared_error(y_true, y_pred)

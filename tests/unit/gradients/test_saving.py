@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 
 import hvdext as hvd
 from hvdext.comm.communicator import SoloComm
@@ -10,6 +11,7 @@ from tests.multiprocess.launching.launch import launch
 from tests.multiprocess.programs import saving_programs
 
 
+@pytest.mark.slow
 def test_saved_models_open_in_plain_keras(tmp_path):
     with use(SoloComm()):
         trained = saving_programs.train_and_save(hvd, tmp_path)

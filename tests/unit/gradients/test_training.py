@@ -31,6 +31,7 @@ def restored_precision():
 
 # A Keras without MultiOptimizer has no case for it.
 @pytest.mark.parametrize("name", [name for name in NAMES if name in cases.CASES])
+@pytest.mark.slow
 def test_three_threads_equal_one_process(name):
     case = cases.CASES[name]
     reference = cases.train_alone(case)
@@ -38,12 +39,14 @@ def test_three_threads_equal_one_process(name):
 
 
 @pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.slow
 def test_threads_in_other_numbers(size):
     case = cases.CASES["float32 SGD"]
     reference = cases.train_alone(case)
     cases.check(case, run_ranks(size, lambda comm: cases.train_shared(case)), reference)
 
 
+@pytest.mark.slow
 def test_one_rank_exchanges_nothing():
     case = cases.CASES["Adam"]
     reference = cases.train_alone(case)
@@ -58,6 +61,7 @@ def _keep_own(self, gradients, variables, contributors=None):
     return list(gradients)
 
 
+@pytest.mark.slow
 def test_training_without_an_exchange_fails_the_comparison(monkeypatch):
     """The guard: should `DistributedOptimizer` stop exchanging, the tests above must fail."""
     case = cases.CASES["SGD"]

@@ -92,6 +92,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.slow
 def test_every_way_to_combine(name):
     options, combine, tolerance = OPTIONS[name]
     ranks = run_ranks(2, _fit, options)
@@ -101,12 +102,14 @@ def test_every_way_to_combine(name):
     assert [updates for _, updates in ranks] == [8, 8]
 
 
+@pytest.mark.slow
 def test_an_optimizer_with_state_of_its_own_stays_equal():
     ranks = run_ranks(2, _fit, {}, lambda: keras.optimizers.Adam(0.1, weight_decay=0.01, use_ema=True))
     for mine, first in zip(ranks[1][0], ranks[0][0], strict=True):
         np.testing.assert_array_equal(mine, first)
 
 
+@pytest.mark.slow
 def test_mixed_precision():
     try:
         ranks = run_ranks(2, _fit, {}, _loss_scaled, "mixed_float16")
@@ -121,6 +124,7 @@ def _loss_scaled():
     return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1, name="sgd"), initial_scale=8.0)
 
 
+@pytest.mark.slow
 def test_local_variables_wait_for_their_own_batches():
     ranks = run_ranks(2, _fit, {"select": "*/kernel", "scale_local_gradients": False})
     (rows0, kernel0, bias0), (rows1, kernel1, bias1) = [weights for weights, _ in ranks]
@@ -150,6 +154,7 @@ def test_local_variables_make_no_update_without_a_batch_of_their_own():
     assert run_ranks(2, one) == pytest.approx([0.5 + (0.45 + 1) + (0.9 * 1.45 + 1), 0.5])
 
 
+@pytest.mark.slow
 def test_micro_batches_are_carried_into_the_next_epoch():
     counts = (5, 3)
 
@@ -190,6 +195,7 @@ def test_micro_batches_are_carried_into_the_next_epoch():
         assert count == updates == 5
 
 
+@pytest.mark.slow
 def test_the_learning_rate_is_that_of_the_ranks_with_a_batch():
     class Halving(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
@@ -217,6 +223,7 @@ def test_the_learning_rate_is_that_of_the_ranks_with_a_batch():
         np.testing.assert_allclose(found, weights, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_validation_sees_the_weights_of_the_whole_epoch():
     def one(comm):
         model = uneven_programs.make_model()
@@ -235,6 +242,7 @@ def test_validation_sees_the_weights_of_the_whole_epoch():
 
 
 @pytest.mark.parametrize("steps", [2, 3])
+@pytest.mark.slow
 def test_several_steps_per_execution(steps):
     def one(comm):
         model = uneven_programs.make_model()
@@ -249,6 +257,7 @@ def test_several_steps_per_execution(steps):
         np.testing.assert_allclose(found, uneven_programs.expected((6, 6 - steps), 2)[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_same_model_trains_on_without_the_callback():
     def one(comm):
         model = uneven_programs.make_model()
@@ -266,6 +275,7 @@ def test_the_same_model_trains_on_without_the_callback():
         assert calls == 9 + 4
 
 
+@pytest.mark.slow
 def test_counters_stop_with_the_data():
     """Keras tries one step more where a dataset's length is unknown; it must not count."""
 
@@ -364,6 +374,7 @@ def test_one_rank_alone():
     assert updates == 12
 
 
+@pytest.mark.slow
 def test_what_the_user_has_asked_for_outlives_the_callback():
     def one(comm):
         model = uneven_programs.make_model()

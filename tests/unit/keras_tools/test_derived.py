@@ -111,6 +111,7 @@ CALLBACKS = {
 
 
 @pytest.mark.parametrize("way", [*CALLBACKS, _sync, _restore])
+@pytest.mark.slow
 def test_ranks_of_which_one_was_adapted(way, tmp_path):
     """Also where Keras has traced the model before."""
     path = tmp_path / "scaled.weights.h5"
@@ -141,6 +142,7 @@ def test_ranks_of_which_one_was_adapted(way, tmp_path):
         np.testing.assert_allclose(loss, np.mean(expected**2), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_built_by_its_first_batch():
     def run(comm):
         scale = L.Normalization()

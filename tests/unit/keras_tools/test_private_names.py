@@ -55,6 +55,7 @@ def uses():
     return list(House(ROOT, LISTED).uses())
 
 
+@pytest.mark.slow
 def test_private_names_stand_in_one_room_only(uses):
     outside = [use for use in uses if not use.file.startswith(_ROOM)]
     found = {(use.file.removeprefix("hvdext/"), use.name) for use in outside}

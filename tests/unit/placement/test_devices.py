@@ -3,8 +3,11 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
+
+import pytest
+
+from tests.multiprocess.launching.launch import forked_python
 
 HERE = Path(__file__).parent
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -12,11 +15,11 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 
 def _run(*command, timeout=240):
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        [sys.executable, *map(str, command)], env=environment, timeout=timeout, capture_output=True, text=True
-    )
+    command = [*forked_python(), *map(str, command)]
+    return subprocess.run(command, env=environment, timeout=timeout, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_placed_models_are_the_same_models(tmp_path):
     ended = _run(HERE / "placed_programs.py", tmp_path / "problems.json")
     assert ended.returncode == 0, ended.stderr
@@ -25,6 +28,7 @@ def test_placed_models_are_the_same_models(tmp_path):
     assert not any(problems.values()), "\n".join(f"{n}: {text}" for n, text in problems.items() if text)
 
 
+@pytest.mark.slow
 def test_the_example(tmp_path):
     ended = _run(EXAMPLES / "place_devices.py", "--epochs", "3", "--places", "3", "--output", tmp_path)
     assert ended.returncode == 0, ended.stderr

@@ -69,6 +69,7 @@ async def ask_on(cluster, seconds):
     await asyncio.gather(*map(client, range(1, 7)))
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_started_again(tmp_path):
     async def program(cluster):
         asking = asyncio.ensure_future(ask_on(cluster, 1.5))
@@ -86,6 +87,7 @@ def test_a_killed_worker_is_started_again(tmp_path):
     serve(tmp_path, program)
 
 
+@pytest.mark.slow
 def test_a_frozen_worker_is_killed_and_started_again(tmp_path):
     async def program(cluster):
         asking = asyncio.ensure_future(ask_on(cluster, 1.5))
@@ -98,6 +100,7 @@ def test_a_frozen_worker_is_killed_and_started_again(tmp_path):
     serve(tmp_path, program, batch_timeout=0.3)
 
 
+@pytest.mark.slow
 def test_an_idle_worker_that_is_silent_is_started_again(tmp_path, monkeypatch):
     monkeypatch.setattr(peer, "PING_SECONDS", 0.1)
     monkeypatch.setattr(peer, "SILENCE_SECONDS", 0.5)
@@ -133,6 +136,7 @@ def _lives(pid):
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow
 def test_a_front_that_starts_again_gets_its_ranks_back(tmp_path):
     async def program(cluster):
         old = [rank["pid"] for rank in cluster.ranks()]
@@ -150,6 +154,7 @@ def test_a_front_that_starts_again_gets_its_ranks_back(tmp_path):
     serve(tmp_path, program)
 
 
+@pytest.mark.slow
 def test_a_supervisor_does_not_wait_for_ever():
     post = Post(1, 2, (), "")
 

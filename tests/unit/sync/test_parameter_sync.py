@@ -72,6 +72,7 @@ def read(file):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("steps_per_execution", [1, 2])
+@pytest.mark.slow
 def test_averaging_every_step_with_sgd_is_synchronous_sgd(size, steps_per_execution):
     """With two steps per call, weights are averaged every second one: two local steps of plain SGD."""
     together = fit_alone(small_model(), data(), 8)
@@ -102,6 +103,7 @@ def test_averaging_every_step_with_sgd_is_synchronous_sgd(size, steps_per_execut
         lambda s: s.ParameterSync(s.AtEnd()),
     ],
 )
+@pytest.mark.slow
 def test_one_rank_equals_plain_training(make):
     plain = fit_alone(small_model(), data(), 8, keras.optimizers.Adam(0.01))
     with use(SoloComm()):
@@ -125,6 +127,7 @@ def test_float64_models_are_averaged_in_float64():
 
 
 @pytest.mark.parametrize("when", ["EveryEpoch", "AtEnd"])
+@pytest.mark.slow
 def test_epoch_and_end(when):
     """Ranks whose learning rate is 0 keep their own weights until they are averaged."""
 
@@ -147,6 +150,7 @@ def test_epoch_and_end(when):
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_batch_norm_statistics_are_averaged_and_slots_on_request():
     def rank(comm, slots):
         model = small_model(norm=True)
@@ -238,6 +242,7 @@ def test_always_never_blocks_training():
     assert exchanges[0] == exchanges[1] >= 1
 
 
+@pytest.mark.slow
 def test_asynchronous_ranks_meet_and_keep_their_sum():
     """No training: pairs average until all are equal; the sum stays what it was."""
 
@@ -257,6 +262,7 @@ def test_asynchronous_ranks_meet_and_keep_their_sum():
             np.testing.assert_allclose(a, b, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_asynchronous_ranks_may_train_different_numbers_of_steps():
     def rank(comm):
         model = small_model()
@@ -270,6 +276,7 @@ def test_asynchronous_ranks_may_train_different_numbers_of_steps():
 
 
 @pytest.mark.parametrize("groups", [[[0], [1]], [[0, 1], [2, 3]]])
+@pytest.mark.slow
 def test_a_group_that_has_finished_goes_on_exchanging_until_all_have(groups):
     group_has_finished = threading.Event()
 
@@ -317,6 +324,7 @@ def test_one_rank_asks_all_to_stop():
         lambda s, o: s.LocalSGD(2, delay=1, wire="int8", on_nonfinite=o),
     ],
 )
+@pytest.mark.slow
 def test_nonfinite_weights_are_named_or_skipped(make):
     def rank(comm, on_nonfinite):
         model = small_model()
@@ -368,6 +376,7 @@ ROTATING = {
 
 
 @pytest.mark.parametrize("name", ROTATING)
+@pytest.mark.slow
 def test_a_rank_takes_all_fragments_at_once(name):
     """One of them would be spoilt by the next step, made with the other."""
 
@@ -388,6 +397,7 @@ def test_a_rank_takes_all_fragments_at_once(name):
     assert len([w for w in warned if "not finite" in str(w.message)]) == 1
 
 
+@pytest.mark.slow
 def test_a_recovery_leaves_the_other_ranks_as_they_are():
     def rank(comm):
         model = small_model()
@@ -407,6 +417,7 @@ def test_a_recovery_leaves_the_other_ranks_as_they_are():
         assert sent == found[0][2] > 3 * 16 * 4  # two exchanges of "hidden", one of "out"
 
 
+@pytest.mark.slow
 def test_a_recovery_beside_an_exchange_is_resumed(tmp_path):
     """Fragment 0 fails at step 2, all is mended at 5; what left at 4 would bring a difference from before."""
 
@@ -483,6 +494,7 @@ RESUMED = {
 
 
 @pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(name, tmp_path):
     """Eight steps, saved after the fifth, which is in the middle of a round; new objects go on from there."""
 
@@ -676,6 +688,7 @@ def test_unequal_starts_are_mentioned():
 # -- more than one training ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_second_asynchronous_fit_exchanges_again():
     def rank(comm):
         model = small_model()
@@ -690,6 +703,7 @@ def test_a_second_asynchronous_fit_exchanges_again():
         assert both >= first + 4
 
 
+@pytest.mark.slow
 def test_a_training_that_failed_leaves_nothing_in_flight():
     """Its exchange would put weights of long ago into the next training's."""
 
@@ -707,6 +721,7 @@ def test_a_training_that_failed_leaves_nothing_in_flight():
             np.testing.assert_array_equal(weight, np.full_like(weight, 50))
 
 
+@pytest.mark.slow
 def test_monitoring_a_sync_later_keeps_its_state(tmp_path):
     def rank(comm):
         model = small_model()
@@ -762,6 +777,7 @@ def test_ranks_that_resume_at_different_steps_are_refused(tmp_path):
     run_ranks(2, rank)
 
 
+@pytest.mark.slow
 def test_an_asynchronous_outer_optimizer_is_resumed_as_one(tmp_path):
     """Ranks are saved at different turns: without one momentum their common point would part again."""
 
@@ -823,6 +839,7 @@ def test_weights_that_no_peer_can_help_stay_as_they_are():
     assert not np.isnan(found[1][1])
 
 
+@pytest.mark.slow
 def test_averaged_weights_of_the_optimizer_are_the_last_word():
     def rank(comm):
         model = small_model()
@@ -846,6 +863,7 @@ def test_averaged_weights_of_the_optimizer_are_the_last_word():
         (lambda s: s.LocalSGD(2), True),
     ],
 )
+@pytest.mark.slow
 def test_weights_that_a_callback_has_restored_stay(make, use_ema, stops):
     """Also where it stands before the sync, whose exchange is on its way when training ends."""
 

@@ -28,11 +28,13 @@ def _play(case, size):
 
 
 @pytest.mark.parametrize(("name", "size"), RUNS)
+@pytest.mark.slow
 def test_equals_the_simulation(name, size):
     _play(sync_programs.CASES[name], size)
 
 
 @pytest.mark.parametrize(("number", "name"), list(enumerate(sync_programs.STREAMING)))
+@pytest.mark.slow
 def test_streaming_diloco_equals_the_simulation(number, name):
     """All combinations, with 2, 3 and 4 ranks in turn."""
     _play(sync_programs.STREAMING[name], 2 + number % 3)

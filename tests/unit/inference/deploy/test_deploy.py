@@ -76,6 +76,7 @@ def test_chunks_go_from_hand_to_hand(route, count):
 
 
 @pytest.mark.parametrize("root", [0, 2])
+@pytest.mark.slow
 def test_each_host_receives_the_file_once(saved, on_hosts, root):
     folder, says = saved
     path = folder / "model.keras"
@@ -122,6 +123,7 @@ def test_a_damaged_entry_is_received_again(saved, on_hosts):
     np.testing.assert_allclose(ranks[2][0], says, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_saved_models_and_weights(saved, on_hosts):
     folder, says = saved
     models = [_model(seed) for seed in (5, 6)]

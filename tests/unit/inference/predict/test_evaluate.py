@@ -108,6 +108,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
+@pytest.mark.slow
 def test_equal_to_plain_keras(name, tmp_path):
     make, arguments = KINDS[name]
     plain = make()
@@ -126,6 +127,7 @@ def test_equal_to_plain_keras(name, tmp_path):
             assert listed == pytest.approx(in_order, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_folders(tmp_path):
     npy_folder(tmp_path / "x", numbers())
     npy_folder(tmp_path / "y", targets(), sizes=(3, 50))
@@ -174,6 +176,7 @@ def refused(call):
     return messages.pop()
 
 
+@pytest.mark.slow
 def test_refused_on_every_rank_alike():
     def uncompiled(comm):
         hvd.evaluate(keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)]), numbers(), targets())

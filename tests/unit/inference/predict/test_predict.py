@@ -74,6 +74,7 @@ def predictions(request, models, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", KINDS)
+@pytest.mark.slow
 def test_equal_to_plain_keras(name, predictions, expected):
     for rank, found in enumerate(predictions):
         everyone, first = found[name]
@@ -85,6 +86,7 @@ def test_equal_to_plain_keras(name, predictions, expected):
 
 
 @pytest.mark.parametrize("ranks", SIZES)
+@pytest.mark.slow
 def test_numbers_of_rows(ranks):
     """From none to more than a few rounds."""
     data = {rows: numbers(rows, dtype="float32") for rows in (0, 1, 3, 1000, 60_000)}

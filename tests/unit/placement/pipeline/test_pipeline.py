@@ -50,6 +50,7 @@ def make(builder=cases.plain, microbatches=2, schedule="1f1b", **options):
 @pytest.mark.parametrize(
     ("ranks", "schedule", "recompute"), [(2, "1f1b", False), (2, "gpipe", True), (1, "1f1b", True)]
 )
+@pytest.mark.slow
 def test_training_equals_one_process(ranks, schedule, recompute):
     """Skip connections past a stage, dropout, batch norm, penalties, several inputs and outputs."""
 
@@ -88,6 +89,7 @@ class Parts(layers.Layer):
         return tf.math.real(z * z) + 3 * tf.math.imag(z)
 
 
+@pytest.mark.slow
 def test_gradients_of_complex_tensors():
     @cases.seeded
     def waves():
@@ -106,6 +108,7 @@ def test_gradients_of_complex_tensors():
     assert_close(merged(results), trained(waves()), 1e-6)
 
 
+@pytest.mark.slow
 def test_recompute_makes_the_forward_pass_twice():
     passes = []
 
@@ -130,6 +133,7 @@ def test_recompute_makes_the_forward_pass_twice():
     ("reduction", "weighted"),
     [("sum_over_batch_size", True), ("sum", True), ("mean_with_sample_weight", True), ("mean", False)],
 )
+@pytest.mark.slow
 def test_losses_count_as_in_one_batch(reduction, weighted):
     x, y = cases.plain_data(2)
     weights = np.random.default_rng(1).random(len(x)) if weighted else None
@@ -154,6 +158,7 @@ def test_losses_count_as_in_one_batch(reduction, weighted):
         )
 
 
+@pytest.mark.slow
 def test_a_generator_loses_no_batch():
     x, y = cases.plain_data(3)
     compiled = {"optimizer": "sgd", "loss": "mse"}
@@ -174,6 +179,7 @@ def test_a_generator_loses_no_batch():
     assert_close(merged(run_ranks(2, program)), cases.values(whole))
 
 
+@pytest.mark.slow
 def test_clipping_by_the_norm_over_all_stages():
     x, y = cases.plain_data(4)
 
@@ -186,6 +192,7 @@ def test_clipping_by_the_norm_over_all_stages():
     assert_close(merged(run_ranks(2, lambda comm: trained(make()))), trained(cases.plain()), 1e-6)
 
 
+@pytest.mark.slow
 def test_clipping_by_the_norm_counts_repeated_rows_as_keras_does():
     @cases.seeded
     def reader():
@@ -203,6 +210,7 @@ def test_clipping_by_the_norm_counts_repeated_rows_as_keras_does():
     assert_close(merged(run_ranks(2, lambda comm: trained(make(reader)))), trained(reader()), 1e-6)
 
 
+@pytest.mark.slow
 def test_all_stages_skip_an_overflow_together():
     @cases.seeded
     def mixed():
@@ -234,6 +242,7 @@ def test_all_stages_skip_an_overflow_together():
         assert scale == before / 2
 
 
+@pytest.mark.slow
 def test_a_stage_that_trains_nothing():
     def frozen():
         model = cases.plain()
@@ -261,6 +270,7 @@ def test_a_stage_that_trains_nothing():
 # -- what a rank holds and sends ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_rank_holds_its_stage_only_and_starts_as_the_whole_model():
     whole = cases.plain()
     start = cases.values(whole)
@@ -311,6 +321,7 @@ def test_inputs_without_a_name_keep_their_layers_name():
     assert run_ranks(2, program) == [((names[0],), names)] * 2
 
 
+@pytest.mark.slow
 def test_bytes_per_step_are_those_of_the_formula():
     """Stage 0 sends activations of 7 floats per row, stage 1 as many gradients; both share results."""
 
@@ -346,6 +357,7 @@ def test_tensors_that_go_past_a_stage():
 # -- as a Keras model ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_scores_and_predictions_of_any_number_of_rows():
     whole = cases.branched()
     whole.compile("sgd", cases.BRANCHED_LOSS, metrics=[["accuracy"], ["mae"]])
@@ -372,6 +384,7 @@ def test_scores_and_predictions_of_any_number_of_rows():
                 np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_file_of_the_whole_model(tmp_path):
     """Weights and optimizer state, written by two ranks, read by plain Keras and by one rank."""
     x, y = cases.plain_data(4)
@@ -418,6 +431,7 @@ def test_a_file_of_the_whole_model(tmp_path):
         run_ranks(1, with_other_slots)
 
 
+@pytest.mark.slow
 def test_masks_of_outputs_reach_the_loss(tmp_path):
     def masked():
         tokens = keras.Input((3,), dtype="int32")
@@ -551,6 +565,7 @@ def test_a_layer_that_gives_another_dtype_than_it_says():
         run_ranks(2, program)
 
 
+@pytest.mark.slow
 def test_settings_of_training_that_cannot_be():
     x, y = cases.plain_data(1)
 

@@ -29,6 +29,7 @@ def error_of(action) -> str:
     return "none"
 
 
+@pytest.mark.slow
 def test_batches_that_differ_after_the_first_fit():
     x, y = cases.plain_data(2)
 
@@ -121,6 +122,7 @@ def count_steps(model) -> list[str]:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
 def test_ranks_are_compared_before_their_first_batch(method):
     x, y = cases.plain_data(1)
 
@@ -159,6 +161,7 @@ def test_a_step_refuses_a_batch_that_nobody_has_compared(step):
         getattr(model, step)((tf.constant(x), tf.constant(y)))
 
 
+@pytest.mark.slow
 def test_validation_is_told_from_an_evaluation_by_a_callback():
     x, y = cases.plain_data(2)
 
@@ -184,6 +187,7 @@ def test_validation_is_told_from_an_evaluation_by_a_callback():
         assert names == {"loss", "val_loss"}
 
 
+@pytest.mark.slow
 def test_a_generator_is_trained_on_from_its_first_batch():
     x, y = cases.plain_data(2)
 
@@ -227,6 +231,7 @@ class Batches(keras.utils.PyDataset):
         return self.x[rows], self.y[rows]
 
 
+@pytest.mark.slow
 def test_a_python_data_set_is_shuffled_alike():
     def program(comm):
         data = Batches()

@@ -79,6 +79,7 @@ def mine():
     return MyOptimizer(MySchedule(), momentum=0.9, name="mine")
 
 
+@pytest.mark.slow
 def test_what_keras_cannot_find_by_name_is_saved_as_keras_saves_it(tmp_path):
     x, y = cases.plain_data(1)
     options = {"optimizer": mine, "loss": my_loss, "metrics": [my_loss, MyMetric(name="m")]}
@@ -180,6 +181,7 @@ def test_a_failure_of_another_kind():
 # -- weights with the optimizer's state ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_weights_hold_the_state_of_the_optimizer_as_in_keras(tmp_path):
     x, y = cases.plain_data(2)
     plain = compiled(cases.plain())
@@ -238,6 +240,7 @@ def stopping_after(epochs):
     return keras.callbacks.LambdaCallback(on_epoch_end=stop)
 
 
+@pytest.mark.slow
 def test_a_backup_resumes_as_if_nothing_had_happened(tmp_path):
     x, y = cases.plain_data(2)
     whole = compiled(cases.plain())
@@ -266,6 +269,7 @@ def test_a_backup_resumes_as_if_nothing_had_happened(tmp_path):
         np.testing.assert_allclose(weights[path], value, rtol=0, atol=1e-6, err_msg=path)
 
 
+@pytest.mark.slow
 def test_a_backup_that_fails_fails_on_all_ranks(tmp_path):
     x, y = cases.plain_data(1)
     (tmp_path / "file").touch()
@@ -305,6 +309,7 @@ def cut_by(grid):
     return build
 
 
+@pytest.mark.slow
 def test_a_pipeline_of_cut_layers_saves_and_loads_the_uncut_model(tmp_path):
     x, y = cases.plain_data(2)
     plain = compiled(uncut())

@@ -245,6 +245,7 @@ def test_as_text(looped):
     )
 
 
+@pytest.mark.slow
 def test_as_a_picture(looped, chain, tmp_path):
     for number, found in enumerate(
         [plan(looped, 3, forward_only=False), plan(chain(*range(80)), 5, "memory")]

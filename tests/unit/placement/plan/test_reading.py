@@ -258,6 +258,7 @@ def test_real_models_are_planned_in_a_second(build, parameters, operations):
         assert sum(cost.flops for cost in found.costs) == pytest.approx(operations, rel=0.03)
 
 
+@pytest.mark.slow
 def test_measured():
     x = keras.Input((64,), name="x")
     h = layers.Dense(64, name="light")(x)

@@ -150,6 +150,7 @@ def test_an_index_that_no_rank_has_fails_as_in_keras():
     run_ranks(2, run)
 
 
+@pytest.mark.slow
 def test_alone_everything_is_plain():
     with use(SoloComm()):
         x = np.ones((2, 6), "float32")

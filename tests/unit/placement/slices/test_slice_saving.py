@@ -74,6 +74,7 @@ def _assert_same(model, expected, tolerance=2e-5):
         np.testing.assert_allclose(mine.numpy(), theirs.numpy(), atol=tolerance, err_msg=mine.path)
 
 
+@pytest.mark.slow
 def test_saved_at_two_ranks_continued_at_four_and_in_one_process(tmp_path):
     first, second = tmp_path / "two.keras", tmp_path / "four.keras"
     _trained(first, [_built() for _ in range(2)], RULES)
@@ -104,6 +105,7 @@ class _MyOptimizer(keras.optimizers.SGD):
     """A user's, not registered."""
 
 
+@pytest.mark.slow
 def test_what_keras_cannot_find_by_name(tmp_path):
     path = tmp_path / "small.keras"
     x = np.ones((2, 4))
@@ -137,6 +139,7 @@ def test_what_keras_cannot_find_by_name(tmp_path):
     assert configs[0] == configs[1]
 
 
+@pytest.mark.slow
 def test_weights_only(tmp_path):
     path = tmp_path / "words.weights.h5"
     expected = _built(seed=3)
@@ -157,6 +160,7 @@ def test_weights_only(tmp_path):
     np.testing.assert_array_equal(plain.predict(IDS, verbose=0), expected.predict(IDS, verbose=0))
 
 
+@pytest.mark.slow
 def test_one_group_of_a_grid_writes(tmp_path):
     path = tmp_path / "words.keras"
     models = [_built() for _ in range(4)]

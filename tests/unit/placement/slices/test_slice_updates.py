@@ -125,6 +125,7 @@ def test_keras_accumulation_with_clipping_is_refused():
 
 @pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("other", ["inputs", "targets"])
+@pytest.mark.slow
 def test_ranks_with_different_samples_are_stopped(other, eager):
     x = np.arange(12.0, dtype="float32").reshape(2, 6)
 
@@ -156,6 +157,7 @@ def test_slices_are_never_mixed():
     run_ranks(2, run)
 
 
+@pytest.mark.slow
 def test_grid_of_data_and_slices_equals_one_process_with_the_whole_batch():
     """Also: broadcast and gradients over the data axis only, norms over the slices only."""
     x = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")

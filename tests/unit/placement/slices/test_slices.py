@@ -28,6 +28,7 @@ def float64():
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow
 def test_layers_equal_the_uncut_ones(name, float64):
     case = CASES[name]
     expected = evaluated(built(case), case)
@@ -290,6 +291,7 @@ def test_cross_entropy_of_cut_logits(size):
         assert np.isnan(wrong)
 
 
+@pytest.mark.slow
 def test_vocabulary_sliced_training_equals_the_uncut_one():
     def make():
         keras.utils.set_random_seed(3)

@@ -131,11 +131,13 @@ def test_curl_with_a_body_that_is_too_large(tmp_path):
             assert answer == {"error": "The body must not exceed 1000000 bytes after decompression."}
 
 
+@pytest.mark.slow
 def test_schemathesis_finds_no_fault(address, tmp_path):
     phases = ("--phases", "examples,fuzzing", "--max-examples", "2", "--exclude-path-regex", "unload")
     assert fuzz(f"http://{address}", tmp_path, *phases) >= 40
 
 
+@pytest.mark.slow
 def test_a_model_is_tried_in_the_page(address):
     with browser.chromium() as driver:
         driver.get(f"http://{address}/")
@@ -162,6 +164,7 @@ def test_a_model_is_tried_in_the_page(address):
         assert len(browser.complaints(driver)) == 1  # the 400 of before
 
 
+@pytest.mark.slow
 def test_the_page_asks_for_a_key():
     service = FakeService()
     service.states["mixed", 1] = s.State.UNAVAILABLE, "<b>rank 1</b> is lost"

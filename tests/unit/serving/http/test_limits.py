@@ -142,6 +142,7 @@ def test_who_sends_no_whole_message_is_left(impatient):
             assert connection.recv(1) == b""
 
 
+@pytest.mark.slow
 def test_who_waits_for_an_answer_or_between_requests_is_not_left(impatient):
     with connected(impatient) as connection:
         head = b"X-API-Key: %b\r\nContent-Length: %d\r\n\r\n" % (KEY.encode(), len(ROW))

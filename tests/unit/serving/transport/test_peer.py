@@ -5,6 +5,7 @@ import contextlib
 import threading
 import time
 
+import pytest
 import uvloop
 
 from hvdext.serving.transport import peer
@@ -50,6 +51,7 @@ def meet(monkeypatch, ping, silence, answers, program):
     return uvloop.run(asyncio.wait_for(main(), 30))
 
 
+@pytest.mark.slow
 def test_a_worker_is_not_lost_because_the_front_stood_still(monkeypatch):
     async def program(lost):
         for _ in range(2):

@@ -103,6 +103,7 @@ def test_a_stage_holds_its_own_weights_only(branched):
     assert sum(held) == model.count_params()
 
 
+@pytest.mark.slow
 def test_a_stage_never_holds_the_whole_model(tmp_path):
     width, layers, stages = 1500, 16, 4
     inputs = x = keras.Input((width,))
@@ -136,6 +137,7 @@ print(memory("VmHWM") - before, out.sum())
 # -- SavedModels, types, refusals -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_saved_model(branched, tmp_path):
     model = keras.Model(branched[1].inputs, {"head": branched[1].outputs[0], "side": branched[1].outputs[1]})
     model.export(tmp_path / "exported", verbose=False)
@@ -216,6 +218,7 @@ def test_half_precision(tmp_path, policy, datatype):
     np.testing.assert_array_equal(last["y"].astype("float32"), expected)
 
 
+@pytest.mark.slow
 def test_masks_cross_the_cut(tmp_path):
     inputs = keras.Input((4,), dtype="int32", name="ids")
     x = LAYERS.Embedding(5, 3, mask_zero=True, name="embed")(inputs)

@@ -80,6 +80,7 @@ def _fixed(weights):
         (400, [1.0, 0.0, 3.0], ["float32", "float16", "int4"]),
     ],
 )
+@pytest.mark.slow
 def test_the_weighted_mean_is_the_same_on_every_rank(m, weights, wires):
     ranks = run_ranks(len(weights), _means, m, weights, wires)
     expected = _mean([_vector(rank, m) for rank in range(len(weights))], weights)
@@ -192,6 +193,7 @@ def _sent(comm, m):
 
 
 @pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.slow
 def test_bytes_sent(size):
     m, ring = 50_001, 2 * (size - 1) / size
     # Bits per value with the block's scale: 4 bytes for 256 values of float16, for 128 integers.
@@ -250,6 +252,7 @@ def _many_turns_values(rank):
 
 
 @pytest.mark.parametrize("weights", [[1.0, 3.0], [1.0, 2.0, 0.5]])
+@pytest.mark.slow
 def test_error_feedback_makes_up_for_what_was_cut_off(weights):
     turns, step = 40, 1 / 127
     expected = _mean([_many_turns_values(rank) for rank in range(len(weights))], weights)
@@ -348,6 +351,7 @@ def _two_turns(comm, topology, wires, weights, broken=()):
         (_one_without, [1.0, 1.0, 2.0], ["float32", "int8"]),
     ],
 )
+@pytest.mark.slow
 def test_peers(topology, weights, wires):
     size = len(weights)
     ranks = run_ranks(size, _two_turns, topology, wires, weights)
@@ -369,6 +373,7 @@ def test_peers(topology, weights, wires):
                     np.testing.assert_array_equal(mean, ranks[sends[rank][0]][label, turn][1])
 
 
+@pytest.mark.slow
 def test_symmetric_peers_of_equal_weight_keep_the_sum():
     before = np.sum([_vector(rank, 500) for rank in range(4)], 0, dtype=np.float64)
     for topology in (_pairs, _ring):
@@ -381,6 +386,7 @@ def test_symmetric_peers_of_equal_weight_keep_the_sum():
         assert np.abs(moved[0] - _vector(0, 500)).max() > 0.1
 
 
+@pytest.mark.slow
 def test_peers_of_weight_zero():
     # Ranks 0 and 1 meet, and 2 and 3: 1 has no weight and NaN, neither 2 nor 3 has any.
     ranks = run_ranks(4, _two_turns, _pairs, ["float32", "int8"], [2.0, 0.0, 0.0, 0.0], [1])

@@ -97,6 +97,7 @@ def squared_distances(n, every, fragments=1, delay=0):
         ),
     ],
 )
+@pytest.mark.slow
 def test_distances_are_those_of_a_simulation(n, monitor_first, make, options):
     def rank(comm):
         monitor = hvd.callbacks.SyncMonitor()
@@ -169,6 +170,7 @@ def test_times_and_their_shares(delay):
             assert log["share_waiting"] <= 1
 
 
+@pytest.mark.slow
 def test_two_syncs_are_added_up():
     """One exchanges two layers, the other the rest: together what one sync of all would say."""
 
@@ -221,6 +223,7 @@ def test_noise_scale_is_the_ratio_of_moving_averages():
         lambda s: s.ParameterSync(s.Every(3, delay=1), rule=s.Outer(keras.optimizers.SGD(0.5))),
     ],
 )
+@pytest.mark.slow
 def test_noise_scale_in_fit(make):
     """The gradient of the mean prediction of a linear layer is the mean input, whatever the weights.
 
@@ -278,6 +281,7 @@ def test_noise_scale_in_fit(make):
     "make",
     [lambda s: s.SMA(2, 0.5), lambda s: s.LocalSGD(2, whom=s.Ring()), lambda s: s.EASGD(2)],
 )
+@pytest.mark.slow
 def test_no_noise_scale_where_ranks_do_not_start_from_a_mean(make):
     def rank(comm):
         return fit(make(hvd.sync), hvd.callbacks.SyncMonitor())
@@ -300,6 +304,7 @@ def fit(*callbacks, model=None, epochs=2):
     return model.fit(x, y, batch_size=4, epochs=epochs, verbose=0, callbacks=list(callbacks)).history
 
 
+@pytest.mark.slow
 def test_an_asynchronous_sync_is_watched_from_its_thread():
     def rank(comm):
         monitor = hvd.callbacks.SyncMonitor()
@@ -313,6 +318,7 @@ def test_an_asynchronous_sync_is_watched_from_its_thread():
         assert all(math.isnan(value) for value in history["sync/noise_scale"])
 
 
+@pytest.mark.slow
 def test_one_process_has_nothing_to_see(tmp_path):
     with use(SoloComm()):
         history = fit(hvd.sync.LocalSGD(2), hvd.callbacks.SyncMonitor(plot=tmp_path / "new" / "a.png"))
@@ -324,6 +330,7 @@ def test_one_process_has_nothing_to_see(tmp_path):
 
 
 @pytest.mark.filterwarnings("error:constrained_layout")
+@pytest.mark.slow
 def test_no_exchange_at_all(tmp_path):
     with use(SoloComm()):
         history = fit(hvd.sync.LocalSGD(100), hvd.callbacks.SyncMonitor(plot=tmp_path / "a.png"), epochs=1)
@@ -337,6 +344,7 @@ def test_no_exchange_at_all(tmp_path):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_rank_0_writes_a_picture_and_a_log(tmp_path):
     def rank(comm):
         folder = tmp_path / str(comm.rank)
@@ -367,6 +375,7 @@ def test_rank_0_writes_a_picture_and_a_log(tmp_path):
     assert [step for step, _ in logged["weights/share_waiting"]] == [4, 8]
 
 
+@pytest.mark.slow
 def test_a_second_fit_begins_anew():
     def rank(comm):
         sync, monitor = hvd.sync.LocalSGD(2), hvd.callbacks.SyncMonitor()
