@@ -27,7 +27,8 @@ def _fit(action):
     hvd.init()
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, name="out")])
     model.compile(hvd.DistributedOptimizer(keras.optimizers.SGD(0.1, name="sgd")), "mse")
-    model.fit(np.ones((40, 3)), np.ones((40, 1)), 4, verbose=0, callbacks=[_AtThirdStep(action)])
+    callbacks = [hvd.callbacks.BroadcastGlobalVariablesCallback(0), _AtThirdStep(action)]
+    model.fit(np.ones((40, 3)), np.ones((40, 1)), 4, verbose=0, callbacks=callbacks)
 
 
 def raising():
