@@ -23,6 +23,7 @@ def main():
     else:
         import horovod.tensorflow.keras as hvd
     hvd.init()
+    keras.utils.set_random_seed(0)  # all ranks start alike
     models = {"plain": compiled(lambda optimizer: optimizer), "exchange": compiled(hvd.DistributedOptimizer)}
     images = dataset()
     results = {kind: [] for kind in models}
