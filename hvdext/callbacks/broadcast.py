@@ -15,7 +15,7 @@ from hvdext.common.arguments import suggests_keywords
 from hvdext.common.log import warn
 from hvdext.gradients.apply_hook import exchanges, hook_of
 from hvdext.keras_tools.derived import derive_anew, settle
-from hvdext.keras_tools.models import is_built, model_variables, optimizers_of
+from hvdext.keras_tools.models import has_call, is_built, model_variables, optimizers_of, unbuilt_layers
 from hvdext.keras_tools.optimizers import build
 from hvdext.keras_tools.selection import identity_of
 from hvdext.keras_tools.train_step import trace_with
@@ -77,6 +77,8 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
                 f"The optimizer {names} exchanges no gradients: pass it through "
                 "hvd.DistributedOptimizer, unless the ranks' parameters are synchronised otherwise."
             )
+        if not has_call(self.model):
+            _require_parts(comm, self.model)
         if is_built(self.model):
             self._broadcast()
             settle(self.model)
@@ -110,13 +112,30 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
         trace_with(model, broadcasting)
 
     def _broadcast(self):
-        build(self.model.optimizer, self.model.trainable_variables)
+        if not any(map(exchanges, _others_of(self.model))):  # else it is one that Keras has made up
+            build(self.model.optimizer, self.model.trainable_variables)
         shared = [v for v in model_variables(self.model) if identity_of(v) not in self._local]
         broadcast_variables(shared, self._root_rank)
         self._once.note(self.model, current())
 
     def _is_done(self):
         return self._once.is_done(self.model, current())
+
+
+def _others_of(model):
+    return [optimizer for optimizer in optimizers_of(model) if optimizer is not model.optimizer]
+
+
+def _require_parts(comm, model):
+    """Layers of a model that nobody can call must be built when training begins."""
+    missing, problem = unbuilt_layers(model), None
+    if missing:
+        problem = (
+            "A model without a `call` of its own must be made of built layers and models, so that all "
+            f"ranks can start alike. Received: {model.name!r} with {missing}, which are not: give each an "
+            "Input, or call it once."
+        )
+    agreement.check(comm, "model.fit", {}, problem)
 
 
 def _call_on_zeros(model, data):

@@ -32,7 +32,7 @@ from hvdext.keras_tools.selection import Select
 
 @suggests_keywords
 def DistributedOptimizer(
-    optimizer: keras.optimizers.Optimizer,
+    optimizer: keras.optimizers.Optimizer | str,
     name: str | None = None,
     device_dense: str = "",
     device_sparse: str = "",
@@ -56,9 +56,9 @@ def DistributedOptimizer(
     train as one process with batch size N*B (op=Average), for every optimizer of Keras 3.
 
     Args:
-        optimizer: a Keras 3 optimizer. A `LossScaleOptimizer` or `MultiOptimizer` is fine; under the
-            policy `mixed_float16` Keras wraps the optimizer by itself, and all ranks skip a step
-            together when any one of them overflows.
+        optimizer: a Keras 3 optimizer, or the name of one. A `LossScaleOptimizer` or `MultiOptimizer` is
+            fine; under the policy `mixed_float16` Keras wraps the optimizer by itself, and all ranks skip a
+            step together when any one of them overflows.
         name: part of the collectives' names; default: the optimizer's own name.
         device_dense: device for the exchange of dense gradients, such as "/cpu:0"; "": where they are.
         device_sparse: the same for sparse gradients.
@@ -86,7 +86,7 @@ def DistributedOptimizer(
             calls `hvd.join(optimizer)`. In `model.fit` the callback `hvd.callbacks.UnevenBatches` does both.
 
     Returns:
-        `optimizer`.
+        `optimizer`; of a name, the optimizer that Keras makes of it.
 
     Raises:
         TypeError, ValueError: if an argument breaks its rule; the message names argument, rule and the
@@ -95,6 +95,8 @@ def DistributedOptimizer(
         RuntimeError: at the first step, if `hvd.init()` has not been called or the model is compiled
             with `jit_compile=True`.
     """
+    if isinstance(optimizer, str):
+        optimizer = keras.optimizers.get(optimizer)
     _check_optimizer(optimizer)
     passes = require_whole("backward_passes_per_step", backward_passes_per_step, 1)
     options = ExchangeOptions.from_arguments(locals(), groups=old_groups(num_groups, groups))

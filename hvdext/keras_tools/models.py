@@ -54,8 +54,21 @@ def model_variables(model, optimizer=None) -> list:
 
 
 def is_built(model) -> bool:
-    """True if `model` and all its layers have their variables."""
-    return model.built and all(layer.built for layer in flat_layers(model))
+    """True if `model` and all its layers have their variables.
+
+    A model without a `call` of its own, whose `train_step` calls its parts, has those of its parts.
+    """
+    return (model.built or not has_call(model)) and not unbuilt_layers(model)
+
+
+def has_call(model: keras.Model) -> bool:
+    """Whether a model can be called: some, such as GANs, only have a `train_step`."""
+    return type(model).call is not keras.Model.call
+
+
+def unbuilt_layers(model: keras.Model) -> list[str]:
+    """The names of the layers in a model that have no variables yet."""
+    return [layer.name for layer in flat_layers(model, include_self=False) if not layer.built]
 
 
 def input_structure(function: keras.Function) -> Any:

@@ -1,5 +1,7 @@
 """The callbacks, with threads as ranks."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -255,3 +257,66 @@ def test_history_and_later_callbacks_see_the_whole_job():
         assert history == logs
         assert history == pytest.approx(expected, rel=1e-5)
     assert results[0] == results[1]
+
+
+# -- models that nobody can call -----------------------------------------------------------------------
+
+
+class Gan(keras.Model):
+    """As in Keras' own examples: a `train_step` and no `call`, an optimizer for each part."""
+
+    def __init__(self, value, lazy=False):
+        super().__init__(name="gan")
+        start = keras.initializers.Constant(value)
+        inputs = [] if lazy else [keras.Input((2,))]
+        self.critic = keras.Sequential(
+            [*inputs, keras.layers.Dense(1, kernel_initializer=start)], name="critic"
+        )
+        self.generator = keras.Sequential(
+            [keras.Input((1,)), keras.layers.Dense(2, kernel_initializer=start)], name="generator"
+        )
+
+    def compile(self, critic_optimizer, generator_optimizer):
+        super().compile()
+        self.pairs = [(critic_optimizer, self.critic), (generator_optimizer, self.generator)]
+
+    def train_step(self, data):
+        for optimizer, part in self.pairs:
+            with tf.GradientTape() as tape:
+                made = self.generator(data[:, :1])
+                loss = tf.reduce_mean(self.critic(data)) - tf.reduce_mean(self.critic(made))
+            optimizer.apply(tape.gradient(loss, part.trainable_weights), part.trainable_weights)
+        return {"loss": loss}
+
+
+def _gan(comm, callbacks, **options):
+    model = Gan(comm.rank + 1.0, **options)
+    model.compile(*(hvd.DistributedOptimizer(keras.optimizers.SGD(0.1, name=name)) for name in "cg"))
+    x = np.full((8, 2), 1.0 + comm.rank, "float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing about the optimizer that Keras makes up
+        model.fit(x, batch_size=4, shuffle=False, verbose=0, callbacks=callbacks)
+    return model.get_weights()
+
+
+def test_a_model_with_a_train_step_and_no_call():
+    def run(comm):
+        return _gan(comm, [hvd.callbacks.BroadcastGlobalVariablesCallback(0)])
+
+    first, second = run_ranks(2, run)
+    assert _equal(first, second)
+    # All is linear in the data, whose mean is 1.5: critic x * w, generator z * v + d.
+    w, v, d = np.ones(2), np.ones(2), np.zeros(2)
+    for _ in range(2):
+        w = w - 0.1 * (1.5 - (1.5 * v + d))
+        v, d = v + 0.1 * 1.5 * w, d + 0.1 * w
+    for mine, expected in zip(first, (w[:, np.newaxis], np.zeros(1), v[np.newaxis], d), strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_its_parts_must_be_built():
+    def run(comm):
+        return _gan(comm, [hvd.callbacks.BroadcastGlobalVariablesCallback(0)], lazy=True)
+
+    with pytest.raises(ValueError, match=r"without a `call`.*Received: 'gan' with \['critic'"):
+        run_ranks(2, run)
