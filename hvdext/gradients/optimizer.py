@@ -95,8 +95,7 @@ def DistributedOptimizer(
         RuntimeError: at the first step, if `hvd.init()` has not been called or the model is compiled
             with `jit_compile=True`.
     """
-    if isinstance(optimizer, str):
-        optimizer = keras.optimizers.get(optimizer)
+    optimizer = _named(optimizer) if isinstance(optimizer, str) else optimizer
     _check_optimizer(optimizer)
     passes = require_whole("backward_passes_per_step", backward_passes_per_step, 1)
     options = ExchangeOptions.from_arguments(locals(), groups=old_groups(num_groups, groups))
@@ -113,6 +112,15 @@ def DistributedOptimizer(
 
 
 # -- helpers ------------------------------------------------------------------------------------------
+
+
+def _named(name):
+    try:
+        return keras.optimizers.get(name)
+    except ValueError as error:
+        raise ValueError(
+            f"`optimizer` must be a Keras 3 optimizer, or the name of one. Received: optimizer={name!r}."
+        ) from error
 
 
 def _check_optimizer(optimizer):

@@ -75,7 +75,7 @@ def test_process_sets():
 
 def test_train_sliced(tmp_path):
     arguments = ["--epochs", "2", "--layers", "1", "--output", str(tmp_path)]
-    lines = _lines_of("train_sliced.py", *arguments, ranks=4)
+    lines = _lines_of("train_sliced.py", *arguments)
     by_rank, whole = _numbers(lines, r"slices=2\): \[(\d+), .*\] parameters by rank, (\d+) in the whole")
     assert by_rank < 0.6 * whole
     assert _numbers(lines, r"opened in plain Keras: test accuracy ([\d.]+);")[0] > 0.6

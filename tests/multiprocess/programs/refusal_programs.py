@@ -78,7 +78,7 @@ def _weights_of_its_own(hvd):
         _fit(model)
     except tf.errors.InvalidArgumentError as error:
         apart = max(np.abs(w - v).max() for w, v in zip(before, model.get_weights(), strict=True))
-        return ["do not hold the same" in str(error) and "[hidden/kernel]" in str(error), float(apart)]
+        return ["do not hold the same" in str(error) and "hidden/kernel]" in str(error), float(apart)]
     return ["no error", 0.0]
 
 

@@ -74,7 +74,13 @@ def test_wrong_argument(arguments, error, message):
         hvd.DistributedOptimizer(sgd(), **arguments)
 
 
-@pytest.mark.parametrize("wrong", ["sgd", None, tf.Module(), keras.optimizers.SGD])
+def test_an_optimizer_by_its_name():
+    assert isinstance(hvd.DistributedOptimizer("adam"), keras.optimizers.Adam)
+    with pytest.raises(ValueError, match=r"or the name of one. Received: optimizer='sgdd'"):
+        hvd.DistributedOptimizer("sgdd")
+
+
+@pytest.mark.parametrize("wrong", [3, None, tf.Module(), keras.optimizers.SGD])
 def test_no_keras_optimizer(wrong):
     with pytest.raises(TypeError, match=r"`optimizer` must be a Keras 3 optimizer.* Received: "):
         hvd.DistributedOptimizer(wrong)
