@@ -24,6 +24,26 @@ class Compression(enum.Enum):
     none = "none"
     fp16 = "fp16"
 
+    def compress(self, tensor: tf.Tensor) -> tuple[tf.Tensor, tf.DType | None]:
+        """As in Horovod: what would travel, and what `decompress` must know of it.
+
+        Args:
+            tensor: of any type; integers travel as they are.
+        """
+        tensor = tf.convert_to_tensor(tensor)
+        if self is Compression.none or not tensor.dtype.is_floating:
+            return tensor, None
+        return tf.cast(tensor, tf.float16), tensor.dtype
+
+    def decompress(self, tensor: tf.Tensor, context: tf.DType | None) -> tf.Tensor:
+        """As in Horovod: a tensor of the type that was compressed.
+
+        Args:
+            tensor: the first of what `compress` has returned, or a combination of such.
+            context: the second.
+        """
+        return tensor if context is None else tf.cast(tensor, context)
+
 
 def check_compression(compression: Compression, op: ReduceOp) -> None:
     """Raises a `ValueError` for what is no compression, or does not go with `op`."""

@@ -21,7 +21,7 @@ from hvdext.gradients.accumulation import Accumulator
 from hvdext.gradients.exchange import GradientExchange
 from hvdext.gradients.guard import Guard
 from hvdext.gradients.keras_apply import put_before
-from hvdext.gradients.tensors import all_finite, is_overwritten, poisoned, times, values_of
+from hvdext.gradients.tensors import all_finite, as_tensors, is_overwritten, poisoned, times, values_of
 from hvdext.gradients.uneven import RollCall, empty_gradients, kinds_of
 from hvdext.keras_tools.autograph import without_autograph
 from hvdext.keras_tools.optimizers import (
@@ -113,7 +113,7 @@ class ApplyHook:
             gradients: scaled gradients, one per variable.
             trainable_variables: as in Keras' `apply`.
         """
-        gradients = list(gradients)
+        gradients = list(map(as_tensors, gradients))
         if not gradients:
             return
         variables = _built_variables(outer, gradients, trainable_variables)

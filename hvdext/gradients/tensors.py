@@ -8,6 +8,14 @@ from typing import Any
 import tensorflow as tf
 
 
+def as_tensors(gradient):
+    """A gradient of tensors; `tf.IndexedSlices` may have been made of arrays, lists or tuples."""
+    if isinstance(gradient, tf.IndexedSlices):
+        parts = gradient.values, gradient.indices, gradient.dense_shape
+        return tf.IndexedSlices(*(None if part is None else tf.convert_to_tensor(part) for part in parts))
+    return None if gradient is None else tf.convert_to_tensor(gradient)
+
+
 def values_of(gradient) -> tf.Tensor:
     """A gradient's numbers: the tensor, or the slices' values."""
     return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
