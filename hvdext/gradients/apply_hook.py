@@ -157,6 +157,10 @@ class ApplyHook:
 
     def _looked(self, variables):
         """Whether the ranks still hold the same, seen now and then."""
+        return self._guard.look(self.exchange.comm(), lambda: self._held(variables))
+
+    def _held(self, variables):
+        """What must be the same on all ranks: (path, variable) of each."""
         shared = {
             identity_of(v) for v, s in zip(variables, self.exchange.is_shared(variables), strict=True) if s
         }
@@ -167,7 +171,7 @@ class ApplyHook:
             if not self.has_keras_accumulation:  # whose sums are each rank's own
                 trained = trained_by(optimizer)
                 held += [s.variable for s in slots_of(optimizer) if identity_of(trained[s.index]) in shared]
-        return self._guard.look(self.exchange.comm(), [(path_of(variable), variable) for variable in held])
+        return [(path_of(variable), variable) for variable in held]
 
     def _places(self, variables):
         """Where `variables`, of which some steps may leave some out, stand among all that are trained."""

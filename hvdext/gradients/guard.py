@@ -8,7 +8,7 @@ sees it. Each rank adds up the bits of every variable, and the sums, four bytes 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -44,12 +44,12 @@ class Guard:
         """The next update is the first of a training."""
         self._updates.assign(0)
 
-    def look(self, comm: Communicator, held: Sequence[tuple[str, Any]]) -> tf.Tensor:
+    def look(self, comm: Communicator, held: Callable[[], Sequence[tuple[str, Any]]]) -> tf.Tensor:
         """Compares the ranks if it is time to; what follows an update waits for what is returned.
 
         Args:
             comm: who trains together; all of them call it for the same updates.
-            held: the variables that must be the same, each with what to call it.
+            held: returns the variables that must be the same, with names; asked when it is time.
         """
         guards = guards_of(comm)
         if comm.size == 1 or not guards.check_every:
@@ -57,7 +57,7 @@ class Guard:
         update = self._updates.assign_add(1) - 1
         return tf.cond(
             tf.equal(update % guards.check_every, 0),
-            lambda: self._compare(comm, [("epoch", self.epoch), *held], guards.on_divergence),
+            lambda: self._compare(comm, [("epoch", self.epoch), *held()], guards.on_divergence),
             lambda: tf.constant(True),
         )
 
