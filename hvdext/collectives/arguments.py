@@ -17,6 +17,7 @@ from hvdext.comm.current import current
 from hvdext.comm.names import cleaned, numbered
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.comm.wire_types import can_be_reduced
+from hvdext.common.checks import require_choice
 from hvdext.common.log import warn
 
 _UNNAMED = "unnamed"
@@ -135,6 +136,12 @@ def with_rows(tensor, argument):
             "goes as [x]. Received: a scalar."
         )
     return tensor
+
+
+def gradient_of_rows(gradient):
+    """`gradient`, if `allgather` can take it."""
+    require_choice("gradient", gradient, (None, "mean", "sum"))
+    return gradient
 
 
 def scatterable(tensor, argument):

@@ -26,6 +26,7 @@ from hvdext.collectives.arguments import (
     converted,
     dense,
     engine_complaint,
+    gradient_of_rows,
     group,
     op_of,
     options_of,
@@ -154,6 +155,7 @@ def allgather(
     *,
     process_set: ProcessSet | None = None,
     ignore_name_scope: bool = False,
+    gradient: str | None = None,
 ) -> tf.Tensor:
     """Concatenates the ranks' values along axis 0, in rank order.
 
@@ -162,6 +164,9 @@ def allgather(
         name: the collective's name; None: by position.
         process_set: among which ranks; None: all.
         ignore_name_scope: of no effect: names never contain TensorFlow's scopes.
+        gradient: how what arrives at a rank's rows on all ranks is combined: "mean" as Horovod does, or
+            "sum", which a loss over gathered rows (contrastive, in-batch negatives) needs before a
+            `DistributedOptimizer` that averages. None: "mean", with one warning.
 
     Returns:
         All ranks' rows.
@@ -173,9 +178,10 @@ def allgather(
     comm = comm_of(process_set)
     label = collective_name("allgather", name)
     with own_complaint(comm, label):
+        combined = gradient_of_rows(gradient)
         tensor = with_rows(converted(value, "value"), "value")
     with engine_complaint(comm, "value"):
-        return differentiable.allgather(comm, tensor, label)
+        return differentiable.allgather(comm, tensor, label, combined)
 
 
 @suggests_keywords
@@ -185,6 +191,7 @@ def grouped_allgather(
     name: str | None = None,
     ignore_name_scope: bool = False,
     process_set: ProcessSet | None = None,
+    gradient: str | None = None,
 ) -> list[tf.Tensor]:
     """`allgather` of several values.
 
@@ -193,6 +200,7 @@ def grouped_allgather(
         name: as for `allgather`.
         ignore_name_scope: as for `allgather`.
         process_set: as for `allgather`.
+        gradient: as for `allgather`.
 
     Returns:
         One result for each of `tensors`.
@@ -201,10 +209,12 @@ def grouped_allgather(
         ValueError, TypeError: as `allgather`.
     """
     comm = comm_of(process_set)
-    values = group(comm, tensors, "grouped_allgather", lambda tensor: with_rows(tensor, "tensors"), False)
     label = collective_name("grouped_allgather", name)
+    with own_complaint(comm, label):
+        combined = gradient_of_rows(gradient)
+    values = group(comm, tensors, "grouped_allgather", lambda tensor: with_rows(tensor, "tensors"), False)
     with engine_complaint(comm, "tensors"):
-        return [differentiable.allgather(comm, v, f"{label}.part{i}") for i, v in enumerate(values)]
+        return [differentiable.allgather(comm, v, f"{label}.part{i}", combined) for i, v in enumerate(values)]
 
 
 @suggests_keywords
