@@ -184,7 +184,10 @@ class Service(Protocol):
 
     @property
     def ready(self) -> bool:
-        """True if it does not drain and every model has a version that is ready."""
+        """True if it does not drain and every model that is to answer has a version that is ready.
+
+        A model whose loading has failed, or that is loaded beside those that answer, does not count.
+        """
 
     def status(self) -> dict[str, Any]:
         """For the page and the metrics, as plain JSON.

@@ -1,4 +1,4 @@
-"""The endpoints of TensorFlow Serving's REST."""
+"""The endpoints of TensorFlow Serving's REST, and what KServe's first protocol has besides."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from hvdext.serving.service import Service
 def routes(service: Service, bodies: Bodies, reading: Offload, writing: Offload) -> list[Route]:
     """The protocol's routes; `reading` and `writing` are for what is large."""
     api = _TensorFlowServing(service, bodies, reading, writing)
-    table: list[tuple[str, str, Endpoint]] = []
+    table: list[tuple[str, str, Endpoint]] = [("/v1/models", "GET", api.models)]
     for path in (f"/v1/models/{MODEL}", f"/v1/models/{MODEL}{VERSION}"):
         table += [
             (path, "GET", api.status),
@@ -41,6 +41,10 @@ def routes(service: Service, bodies: Bodies, reading: Offload, writing: Offload)
 
 
 class _TensorFlowServing(Endpoints):
+    async def models(self, _: Request) -> Response:
+        names = {version.name for version in self._service.versions()}
+        return JSONResponse({"models": sorted(names)})
+
     async def status(self, request: Request) -> Response:
         version = found(request, self._service)
         if "version" in request.path_params:

@@ -15,7 +15,7 @@ from hvdext.serving.openapi.requests import (
     predict_request,
 )
 from hvdext.serving.openapi.responses import ANSWERS
-from hvdext.serving.openapi.schemas import TEXT, Schema, object_of
+from hvdext.serving.openapi.schemas import ANY_LIST, TEXT, Schema, object_of
 from hvdext.serving.service import ModelVersion, Signature
 
 _MOST_EXAMPLE_VALUES = 1000  # larger inputs are not shown as an example
@@ -160,7 +160,9 @@ def _tf_paths(described: Operations, signatures: dict[str, Signature]) -> dict[s
         [predict_request(signature) for signature in signatures.values()] or [GENERIC_PREDICT_REQUEST],
         _examples(signatures, examples.rows_example),
     )
-    paths: dict[str, Any] = {}
+    paths: dict[str, Any] = {
+        "/v1/models": {"get": operation(_TF, "The models' names", {200: answer("ModelNames")})}
+    }
     for path in ("/v1/models/{model}", "/v1/models/{model}/versions/{version}"):
         parameters = described.parameters(path)
         errors = (404, 500, 504, *_BODY)
@@ -186,10 +188,15 @@ def _site_paths(described: Operations) -> dict[str, Any]:
     )
     this = {200: {"description": "It.", "content": {"application/json": {"schema": description}}}}
     metrics = page("text/plain", "application/openmetrics-text")
+    home = page("text/html")
+    home[200]["content"]["application/json"] = {"schema": object_of({"status": TEXT})}
     paths: dict[str, Any] = {
         "/": {
             "get": operation(
-                _SITE, "A page that shows the server and tries a model", page("text/html"), free=True
+                _SITE,
+                "A page that shows the server and tries a model; asked for JSON: is it alive?",
+                {**home, 503: {**home[200], "description": "It drains (in JSON only)."}},
+                free=True,
             )
         },
         "/docs": {"get": operation(_SITE, "This description, to read", page("text/html"), free=True)},
@@ -199,7 +206,7 @@ def _site_paths(described: Operations) -> dict[str, Any]:
             "get": operation(_SITE, "Ranks, models, queue, rate and latency", {200: answer("Status")})
         },
     }
-    example: Schema = object_of({"inputs": {"type": "array"}})
+    example: Schema = object_of({"inputs": ANY_LIST})
     answers = {200: {"description": "It.", "content": {"application/json": {"schema": example}}}}
     for path in ("/examples/{model}", "/examples/{model}/versions/{version}"):
         get = operation(_SITE, "An example of a request to infer", answers, (404, 503))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hvdext.serving.openapi.schemas import DATATYPE, TEXT, Schema, any_of, list_of, object_of
+from hvdext.serving.openapi.schemas import ANY_LIST, DATATYPE, TEXT, Schema, any_of, list_of, object_of
 from hvdext.serving.protocols.tensors import DTYPES
 from hvdext.serving.protocols.tf_serving import SIGNATURE_NAME
 from hvdext.serving.service import Signature, TensorSpec
@@ -78,6 +78,7 @@ def infer_request(signature: Signature) -> Schema:
 def _input(spec: TensorSpec) -> Schema:
     shape = {
         "type": "array",
+        "items": {"type": "integer"},
         "prefixItems": [
             {"type": "integer", "minimum": 1} if length is None else {"const": length}
             for length in spec.shape
@@ -125,7 +126,7 @@ GENERIC_INFER_REQUEST = object_of(
                     "datatype": DATATYPE,
                     "shape": list_of({"type": "integer", "minimum": 1}, least=1),
                 },
-                {"data": {"type": "array"}, "parameters": _PARAMETERS},
+                {"data": ANY_LIST, "parameters": _PARAMETERS},
             ),
             least=1,
         )
@@ -139,6 +140,6 @@ GENERIC_INFER_REQUEST = object_of(
 GENERIC_PREDICT_REQUEST: Schema = {
     "oneOf": [
         object_of({"instances": list_of({}, least=1)}, {"signature_name": TEXT}),
-        object_of({"inputs": {"type": ["array", "object"]}}, {"signature_name": TEXT}),
+        object_of({"inputs": {"anyOf": [ANY_LIST, {"type": "object"}]}}, {"signature_name": TEXT}),
     ]
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hvdext.serving.openapi.schemas import DATATYPE, TEXT, Schema, list_of, object_of
+from hvdext.serving.openapi.schemas import ANY_LIST, DATATYPE, TEXT, Schema, list_of, object_of
 from hvdext.serving.protocols.tf_serving import SIGNATURE_NAME
 from hvdext.serving.service import State
 
@@ -42,7 +42,7 @@ ANSWERS: dict[str, Schema] = {
                 object_of(
                     {"name": TEXT, "datatype": DATATYPE, "shape": list_of(_COUNT)},
                     {
-                        "data": {"type": "array", "description": "Flat; null where a number is not finite."},
+                        "data": {**ANY_LIST, "description": "Flat; null where a number is not finite."},
                         "parameters": object_of({"binary_data_size": _COUNT}),
                     },
                 )
@@ -52,8 +52,11 @@ ANSWERS: dict[str, Schema] = {
     ),
     "RepositoryIndex": list_of(object_of({"name": TEXT, "version": TEXT, "state": _STATE, "reason": TEXT})),
     "Done": {"type": "object", "maxProperties": 0},
+    "ModelNames": object_of({"models": list_of(TEXT)}),
     "TFStatus": object_of(
         {
+            "name": TEXT,
+            "ready": {"type": "boolean", "description": "Whether one of these versions answers."},
             "model_version_status": list_of(
                 object_of(
                     {
@@ -63,7 +66,7 @@ ANSWERS: dict[str, Schema] = {
                     }
                 ),
                 least=1,
-            )
+            ),
         }
     ),
     "TFMetadata": object_of(
@@ -76,9 +79,14 @@ ANSWERS: dict[str, Schema] = {
     ),
     "PredictResponse": {
         "oneOf": [
-            object_of({"predictions": {"type": "array", "description": "As many as there were instances."}}),
+            object_of({"predictions": {**ANY_LIST, "description": "As many as there were instances."}}),
             object_of(
-                {"outputs": {"type": ["array", "object"], "description": "By name if there are several."}}
+                {
+                    "outputs": {
+                        "anyOf": [ANY_LIST, {"type": "object"}],
+                        "description": "By name if there are several.",
+                    }
+                }
             ),
         ]
     },

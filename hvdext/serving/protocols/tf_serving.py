@@ -172,8 +172,10 @@ def _nested_text(value: Any, as_base64: bool) -> Any:
 
 
 def status(versions: Sequence[ModelVersion]) -> dict[str, Any]:
-    """What `GET /v1/models/{model}` answers, the newest version first."""
+    """What `GET /v1/models/{model}` answers, the newest version first: TensorFlow Serving's body and KServe's."""
     return {
+        "name": versions[0].name,
+        "ready": any(found.state is State.READY for found in versions),
         "model_version_status": [
             {
                 "version": str(found.version),
@@ -184,7 +186,7 @@ def status(versions: Sequence[ModelVersion]) -> dict[str, Any]:
                 },
             }
             for found in sorted(versions, key=lambda found: -found.version)
-        ]
+        ],
     }
 
 

@@ -55,6 +55,7 @@ class ServingCore:
         self._note = note
         self._started = time.monotonic()
         self._draining = False
+        self._answered = False  # whether a model has ever been ready
         self._open: set[Request] = set()
         self._change = asyncio.Event()
         self._registry = Registry()
@@ -194,10 +195,17 @@ class ServingCore:
 
     @property
     def ready(self) -> bool:
-        """True if it does not drain and every model has a version that is ready."""
-        names = {version.name for version in self._registry}
+        """True if it does not drain and every model that is to answer has a version that is ready.
+
+        What has answered is to go on answering. What has not, is waited for at the start only, unless it has
+        failed: a server that answers stays ready while another model is loaded, and when that fails.
+        """
         ready = {version.name for version in self._registry if version.state is State.READY}
-        return not self._draining and names == ready
+        owed = {version.name for version in self._registry if self._is_owed(version)}
+        return not self._draining and owed <= ready and (bool(ready) or not list(self._registry))
+
+    def _is_owed(self, version: Version) -> bool:
+        return version.settled or not (self._answered or version.failed)
 
     def status(self) -> dict[str, Any]:
         """For the page and the metrics, as plain JSON."""
@@ -320,6 +328,7 @@ class ServingCore:
         return version.reason.rstrip(".")
 
     def _changed(self) -> None:
+        self._answered |= any(version.settled for version in self._registry) and self.ready
         self._change.set()
         self._change = asyncio.Event()
 

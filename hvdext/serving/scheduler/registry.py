@@ -80,6 +80,11 @@ class Version:
         return State.UNAVAILABLE
 
     @property
+    def failed(self) -> bool:
+        """Whether it was tried, and has never been loaded."""
+        return bool(self.failures) and not (self.loading or self.ready or self.settled)
+
+    @property
     def reason(self) -> str:
         """Why it does not answer; empty if it does."""
         if self.state is State.READY:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from hvdext.common.log import logger
 from hvdext.common.wording import describe
 from hvdext.inference.deploy.manifest import Manifest
 from hvdext.inference.deploy.model_store import Store
@@ -31,7 +32,8 @@ from hvdext.serving.transport.frames import Frame, FrameError
 from hvdext.serving.transport.peer import SILENCE_SECONDS
 
 Load = Callable[..., Any]  # served_model.load
-_TEXT = 1000  # characters of an error that travel
+_HEAD, _TAIL = 500, 1500  # characters of an error that travel: the cause tends to stand at the end
+_log = logger("serve")
 
 
 @dataclass(frozen=True)
@@ -250,4 +252,10 @@ def _chunks(connection):
 
 
 def _text(error: Exception) -> str:
-    return describe(error)[:_TEXT]
+    text = describe(error)
+    left_out = len(text) - _HEAD - _TAIL
+    if left_out <= 0:
+        return text
+    _log.error("%s", text)
+    note = f" [... {left_out} characters, which this rank's log has ...] "
+    return text[:_HEAD] + note + text[-_TAIL:]
