@@ -5,12 +5,44 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 SIGNATURE = "serving_default"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One signature of a SavedModel.
+
+    Attributes:
+        function: TensorFlow's.
+        inputs_spec: the `tf.TensorSpec` of what it takes, by name, in the names' order.
+        outputs_spec: of what it gives.
+    """
+
+    function: Any
+    inputs_spec: dict[str, tf.TensorSpec]
+    outputs_spec: dict[str, tf.TensorSpec]
+
+    def answer(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """All outputs by name, of all inputs by name."""
+        given = self.function(**{name: tf.convert_to_tensor(tensor) for name, tensor in inputs.items()})
+        return {name: given[name] for name in self.outputs_spec}
+
+    def is_like(self, other: Endpoint) -> bool:
+        """Whether both take, call and give the same: Keras exports its endpoint `serve` under two names."""
+        mine, its = self._calls(), other._calls()
+        same = self.inputs_spec == other.inputs_spec and self.outputs_spec == other.outputs_spec
+        return same and bool(mine) and mine == its
+
+    def _calls(self) -> list[str]:
+        nodes = self.function.graph.as_graph_def().node
+        return [node.attr["f"].func.name for node in nodes if "f" in node.attr]
 
 
 class SavedModel(keras.Model):
@@ -42,12 +74,23 @@ class SavedModel(keras.Model):
                 f"`path` must be a SavedModel with the signature {SIGNATURE!r}. "
                 f"Received: one with {sorted(signatures)}. Export it with model.export(path)."
             )
-        self.function = signatures[SIGNATURE]
+        default = self.endpoint(SIGNATURE)
+        self.function = default.function
         self.graph_digest = _graph_digest(Path(path))
-        # TensorFlow gives them in an order that differs from process to process.
-        self.inputs_spec = dict(sorted(self.function.structured_input_signature[1].items()))
-        self.outputs_spec = dict(sorted(self.function.structured_outputs.items()))
+        self.inputs_spec = default.inputs_spec
+        self.outputs_spec = default.outputs_spec
         self.built = True
+
+    def endpoint(self, name: str) -> Endpoint:
+        """The signature of that name, which must be there."""
+        function = self._loaded.value.signatures[name]
+        # TensorFlow gives them in an order that differs from process to process.
+        inputs = dict(sorted(function.structured_input_signature[1].items()))
+        return Endpoint(function, inputs, dict(sorted(function.structured_outputs.items())))
+
+    def other_endpoints(self) -> list[str]:
+        """The names of its other signatures."""
+        return sorted(set(self._loaded.value.signatures) - {SIGNATURE})
 
     def call(self, inputs):
         """The outputs; see the class."""
@@ -55,8 +98,7 @@ class SavedModel(keras.Model):
 
     def answer(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """All outputs by name, of all inputs by name."""
-        given = self.function(**{name: tf.convert_to_tensor(tensor) for name, tensor in inputs.items()})
-        return {name: given[name] for name in self.outputs_spec}
+        return self.endpoint(SIGNATURE).answer(inputs)
 
     @staticmethod
     def without_dict_of_one(outputs):

@@ -54,7 +54,8 @@ class _TensorFlowServing(Endpoints):
 
     async def metadata(self, request: Request) -> Response:
         version = found(request, self._service)
-        return JSONResponse(tf_serving.metadata(version, signature_of(version)))
+        signature_of(version)  # refuses what has never been loaded
+        return JSONResponse(tf_serving.metadata(version))
 
     async def predict(self, request: Request) -> Response:
         call = call_of(request.scope)
@@ -68,8 +69,11 @@ class _TensorFlowServing(Endpoints):
                 lambda signature: len(body),
                 functools.partial(tf_serving.read_request, body),
             )
-            version, outputs = await infer(request, self._service, asked.inputs, timeout=None)
-        work = functools.partial(tf_serving.write_answer, asked.rows, signature_of(version), outputs)
+            version, outputs = await infer(
+                request, self._service, asked.inputs, timeout=None, signature=asked.signature
+            )
+        signature = version.signatures[asked.signature]
+        work = functools.partial(tf_serving.write_answer, asked.rows, signature, outputs)
         size = sum(array.nbytes for array in outputs.values())
         text = await at_once_or_offloaded(request, self._writing, size, work)
         return Response(text, media_type="application/json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from hvdext.serving.openapi import examples
@@ -45,7 +46,7 @@ def document(versions: Sequence[ModelVersion], with_keys: bool) -> dict[str, Any
         "security": security,
         "paths": {
             **_v2_paths(described, signatures),
-            **_tf_paths(described, signatures),
+            **_tf_paths(described, signatures, _other_requests(versions)),
             **_site_paths(described),
         },
         "components": {
@@ -62,9 +63,23 @@ def _signatures(versions: Sequence[ModelVersion]) -> dict[str, Signature]:
     """Different signatures by a name for each: the model's, with the version if it has several."""
     found: dict[str, Signature] = {}
     for version in versions:
-        if version.signature is not None and version.signature not in found.values():
+        if version.signature is None:
+            continue
+        signature = replace(version.signature, alone="")  # which no request tells
+        if signature not in found.values():
             name = version.name if version.name not in found else f"{version.name} {version.version}"
-            found[name] = version.signature
+            found[name] = signature
+    return found
+
+
+def _other_requests(versions: Sequence[ModelVersion]) -> list[Schema]:
+    """Requests by other signatures than the default, each once."""
+    found: list[Schema] = []
+    for version in versions:
+        for name, signature in version.others.items():
+            schema = predict_request(signature, name)
+            if schema not in found:
+                found.append(schema)
     return found
 
 
@@ -154,10 +169,13 @@ def _v2_paths(described: Operations, signatures: dict[str, Signature]) -> dict[s
     return paths
 
 
-def _tf_paths(described: Operations, signatures: dict[str, Signature]) -> dict[str, Any]:
+def _tf_paths(
+    described: Operations, signatures: dict[str, Signature], others: list[Schema]
+) -> dict[str, Any]:
     operation = described.operation
     body = body_of(
-        [predict_request(signature) for signature in signatures.values()] or [GENERIC_PREDICT_REQUEST],
+        [*(predict_request(signature) for signature in signatures.values()), *others]
+        or [GENERIC_PREDICT_REQUEST],
         _examples(signatures, examples.rows_example),
     )
     paths: dict[str, Any] = {

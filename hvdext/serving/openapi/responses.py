@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from hvdext.serving.openapi.schemas import ANY_LIST, DATATYPE, TEXT, Schema, list_of, object_of
-from hvdext.serving.protocols.tf_serving import SIGNATURE_NAME
-from hvdext.serving.service import State
+from hvdext.serving.service import DEFAULT_SIGNATURE, State
 
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _SECONDS: Schema = {"type": ["number", "null"], "minimum": 0}
 _TENSOR = object_of(
-    {"name": TEXT, "datatype": DATATYPE, "shape": list_of({"type": "integer", "minimum": -1})}
+    {"name": TEXT, "datatype": DATATYPE, "shape": list_of({"type": "integer", "minimum": -1})},
+    {"parameters": object_of({"optional": {"type": "boolean"}})},
 )
 _TF_TENSORS: Schema = {
     "type": "object",
@@ -32,6 +32,15 @@ ANSWERS: dict[str, Schema] = {
             "platform": TEXT,
             "inputs": list_of(_TENSOR),
             "outputs": list_of(_TENSOR),
+            "parameters": object_of(
+                {
+                    "requests_together": {
+                        "type": "boolean",
+                        "description": "Whether rows of several requests may be computed together.",
+                    },
+                    "reason": {"type": "string", "description": "Why not; empty if they may."},
+                }
+            ),
         }
     ),
     "InferResponse": object_of(
@@ -43,7 +52,7 @@ ANSWERS: dict[str, Schema] = {
                     {"name": TEXT, "datatype": DATATYPE, "shape": list_of(_COUNT)},
                     {
                         "data": {**ANY_LIST, "description": "Flat; null where a number is not finite."},
-                        "parameters": object_of({"binary_data_size": _COUNT}),
+                        "parameters": object_of({}, {"binary_data_size": _COUNT, "content_type": TEXT}),
                     },
                 )
             ),
@@ -73,7 +82,15 @@ ANSWERS: dict[str, Schema] = {
         {
             "model_spec": object_of({"name": TEXT, "signature_name": TEXT, "version": TEXT}),
             "metadata": object_of(
-                {"signature_def": object_of({"signature_def": object_of({SIGNATURE_NAME: _TF_SIGNATURE})})}
+                {
+                    "signature_def": object_of(
+                        {
+                            "signature_def": object_of(
+                                {DEFAULT_SIGNATURE: _TF_SIGNATURE}, additionalProperties=_TF_SIGNATURE
+                            )
+                        }
+                    )
+                }
             ),
         }
     ),

@@ -21,6 +21,7 @@ from hvdext.serving.scheduler.registry import Registry, Version
 from hvdext.serving.scheduler.replicas import Replica, replicas_of
 from hvdext.serving.scheduler.rollout import Rollout
 from hvdext.serving.service import (
+    DEFAULT_SIGNATURE,
     DeadlineExceeded,
     InvalidRequest,
     ModelVersion,
@@ -122,6 +123,7 @@ class ServingCore:
         version: int | None,
         inputs: Mapping[str, np.ndarray],
         timeout: float | None = None,
+        signature: str = DEFAULT_SIGNATURE,
     ) -> tuple[ModelVersion, dict[str, np.ndarray]]:
         """The outputs of one request, and the version that gave them."""
         if self._draining:
@@ -143,7 +145,10 @@ class ServingCore:
             else:
                 future.set_result(result)
 
-        request = make_request(inputs, found.waiting.max_rows, loop.time(), answer)
+        if signature not in found.signatures:
+            raise UnknownModel(f"{found.name}:{found.number} has no signature {signature!r}.")
+        alone = found.signatures[signature].alone
+        request = make_request(inputs, found.waiting.max_rows, loop.time(), answer, signature, alone)
         self._dispatcher.put(found, request)
         self._open.add(request)
         problem = late(f"The request must be answered within {seconds:g} s.")
@@ -232,6 +237,7 @@ class ServingCore:
             "batches": version.batches,
             "rows": version.rows,
             "padded_rows": version.padded_rows,
+            "alone": version.alone,
             "batch_sizes": {str(rows): n for rows, n in sorted(version.batch_sizes.items())},
         }
 

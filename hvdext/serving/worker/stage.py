@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from hvdext.keras_tools import saving
 from hvdext.keras_tools.deferred import give_value, has_value
-from hvdext.keras_tools.functional import Calls, calls_of, unallocated
+from hvdext.keras_tools.functional import Calls, calls_of, unallocated, with_open_batch
 from hvdext.placement.pipeline.stages import Chunk, Stage, cut
 from hvdext.placement.plan.planner import plan
 from hvdext.serving.worker.signatures import Port, keras_ports, port
@@ -57,7 +57,7 @@ def load_stage(path: str | os.PathLike, number: int, stages: int) -> StageOfMode
     if not 0 <= number < stages:
         raise ValueError(f"`stage` must lie in 0 to {stages - 1}. Received: stage={number!r}.")
     file = os.fspath(path)
-    model, _ = unallocated(lambda: saving.uncompiled_model(file))
+    model, _ = unallocated(lambda: with_open_batch(saving.uncompiled_model(file)))
     ports = keras_ports(model)
     calls = calls_of(model)
     chunk = cut(calls, plan(model, places=stages))[number]
