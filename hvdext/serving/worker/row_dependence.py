@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hvdext.common.wording import describe
+from hvdext.common.wording import describe, shortened
 from hvdext.serving.worker.model_state import ModelState
 from hvdext.serving.worker.signatures import Port
 from hvdext.serving.worker.trial_rows import Tensors, Way, ways
 
 _MOST_WAYS = 24
+_MORE_REPEATS = 5
 _ROWS = (5, 2)  # of a trial; fewer where the model takes no more
 # Differences that count, in parts of an output's largest number: in batches of one size, and of several.
 _SAME_SIZE, _OTHER_SIZE = 1e-4, 5e-2
@@ -63,7 +64,7 @@ def _found(run, ports, state) -> tuple[_Trial | None, str]:
             except WrongRows:
                 raise
             except Exception as error:
-                problem = problem or describe(error)[:300]
+                problem = problem or shortened(describe(error), 150, 150)
                 continue
             trial = _Trial(run, ports, state, way, generator, inputs, outputs)
             if best is None or trial.telling > best.telling:
@@ -121,8 +122,19 @@ class _Trial:
 
     def why_alone(self) -> str:
         """See the function of that name."""
-        repeated = self._repeated()
-        noise = {name: _distance(first, repeated[name]) for name, first in self._outputs.items()}
+        noise = dict.fromkeys(self._outputs, 0.0)
+        found = ""
+        for repeats in (1, _MORE_REPEATS):  # what is rarely drawn at random may look like a dependence once
+            for _ in range(repeats):
+                repeated = self._repeated()
+                for name, first in self._outputs.items():
+                    noise[name] = max(noise[name], _distance(first, repeated[name]))
+            found = self._reason(noise)
+            if not found:
+                return ""
+        return found
+
+    def _reason(self, noise: dict[str, float]) -> str:
         for kept in self._in_company():
             found = self._differing(kept, self._with_others(kept), noise)
             if found:
@@ -188,7 +200,8 @@ class _Trial:
         except WrongRows:
             raise
         except Exception as error:
-            return f"it answers {self._rows} rows together, but not {rows} of them ({describe(error)[:300]})"
+            why = shortened(describe(error), 150, 150)
+            return f"it answers {self._rows} rows together, but not {rows} of them ({why})"
         for name, first in self._outputs.items():
             limit = max(_limit(first, noise[name]), _OTHER_SIZE if first.dtype.kind == "f" else 0.01)
             if not _is_random(first, noise[name]) and _distance(first[:rows], outputs[name]) > limit:

@@ -229,9 +229,21 @@ def _saved_model(path) -> ServedModel:
 
 
 def _endpoint(model: SavedModel, endpoint: Endpoint) -> ServedModel:
-    takes, gives = saved_model_ports(endpoint.inputs_spec), saved_model_ports(endpoint.outputs_spec)
+    # An input that is the same for all rows, such as a temperature, is what its default says.
+    offered = {
+        name: spec
+        for name, spec in endpoint.inputs_spec.items()
+        if name not in endpoint.defaults or (spec.shape.rank and spec.shape[0] is None)
+    }
+    takes, gives = saved_model_ports(offered), saved_model_ports(endpoint.outputs_spec)
+    takes = [
+        replace(one, spec=replace(one.spec, optional=True)) if one.spec.name in endpoint.defaults else one
+        for one in takes
+    ]
 
     def answer(tensors, model=model):  # which keeps the variables
-        return list(endpoint.answer(dict(zip(endpoint.inputs_spec, tensors, strict=True))).values())
+        given = zip(offered, tensors, strict=True)
+        outputs = endpoint.answer({name: tensor for name, tensor in given if tensor is not None})
+        return list(outputs.values())
 
     return ServedModel(answer, takes, gives, "tensorflow_savedmodel", endpoint.function.variables)

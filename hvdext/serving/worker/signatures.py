@@ -30,6 +30,7 @@ DATATYPES = {
     tf.string: "BYTES",
 }
 NUMPY_TYPES = {name: dtype.as_numpy_dtype for dtype, name in DATATYPES.items()}  # BYTES: object
+_WORDS = 1000  # of a vocabulary are enough to try a model with
 # NumPy has no bfloat16. As FP32 it travels without a loss.
 _OFFERED_AS = {tf.bfloat16: tf.float32}
 
@@ -135,7 +136,7 @@ def _with_hints(one: Port, function: keras.Function, tensor: keras.KerasTensor) 
     below: list[int] = []
     for taker in takers:
         if hasattr(taker, "get_vocabulary"):
-            words += [word for word in taker.get_vocabulary() if word not in ("", -1)]
+            words += [word for word in taker.get_vocabulary()[:_WORDS] if word not in ("", -1)]
         below += [getattr(taker, name) for name in ("input_dim", "num_tokens") if _is_limit(taker, name)]
     return replace(one, spec=spec, words=tuple(words), below=min(below, default=None))
 

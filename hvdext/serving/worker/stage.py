@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -58,7 +58,7 @@ def load_stage(path: str | os.PathLike, number: int, stages: int) -> StageOfMode
         raise ValueError(f"`stage` must lie in 0 to {stages - 1}. Received: stage={number!r}.")
     file = os.fspath(path)
     model, _ = unallocated(lambda: with_open_batch(saving.uncompiled_model(file)))
-    ports = keras_ports(model)
+    ports = _ports(model)
     calls = calls_of(model)
     chunk = cut(calls, plan(model, places=stages))[number]
     stage = Stage(chunk)
@@ -66,7 +66,15 @@ def load_stage(path: str | os.PathLike, number: int, stages: int) -> StageOfMode
     foreign = [call.operation for call in calls.calls if id(call.operation) not in own]
     _read_weights(file, model, stage, foreign)
     saving.read_assets(model, file, foreign)
+    if number == 0:
+        ports = _ports(model)  # now that their vocabularies are there
     return _with_names(stage, calls, ports, is_first=number == 0, is_last=number == stages - 1)
+
+
+def _ports(model: keras.Model) -> tuple[list[Port], list[Port]]:
+    """What the model takes and gives; all of it, since tensors that may be missing cannot travel."""
+    takes, gives = keras_ports(model)
+    return [replace(one, spec=replace(one.spec, optional=False)) for one in takes], gives
 
 
 def _read_weights(file: str, model: keras.Model, stage: Stage, foreign: Sequence[Any]) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from hvdext.common.log import logger
-from hvdext.common.wording import describe
+from hvdext.common.wording import describe, shortened
 from hvdext.inference.deploy.manifest import Manifest
 from hvdext.inference.deploy.model_store import Store
 from hvdext.serving.protocols.tensors import DTYPES
@@ -253,9 +253,6 @@ def _chunks(connection):
 
 def _text(error: Exception) -> str:
     text = describe(error)
-    left_out = len(text) - _HEAD - _TAIL
-    if left_out <= 0:
-        return text
-    _log.error("%s", text)
-    note = f" [... {left_out} characters, which this rank's log has ...] "
-    return text[:_HEAD] + note + text[-_TAIL:]
+    if len(text) > _HEAD + _TAIL:
+        _log.error("%s", text)
+    return shortened(text, _HEAD, _TAIL, ", which this rank's log has")

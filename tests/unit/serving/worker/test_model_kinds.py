@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from hvdext.inference.deploy.saved_model import SavedModel
 from hvdext.serving.service import TensorSpec
 from hvdext.serving.worker import served_model
 
@@ -169,3 +170,31 @@ def test_every_signature_of_a_saved_model(tmp_path, caplog):
     tf.saved_model.save(module, str(tmp_path / "ragged"), {"serving_default": module.words})
     with pytest.raises(ValueError, match=r"dense tensors.*Received: tensor 'words', a RaggedTensor"):
         served_model.load(tmp_path / "ragged")
+
+
+class _WithDefaults(tf.Module):
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None, 2], tf.float32, name="x"),
+            tf.TensorSpec([None, 2], tf.float32, name="shift"),
+            tf.TensorSpec([], tf.float32, name="temperature"),
+        ]
+    )
+    def __call__(self, x, shift=tf.constant([[1.0, 2.0]]), temperature=tf.constant(2.0)):  # noqa: B008
+        return {"y": x / temperature + shift}
+
+
+def test_inputs_with_defaults(tmp_path):
+    module = _WithDefaults()
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures=module.__call__)
+    served = served_model.load(tmp_path / "m")
+    assert [(spec.name, spec.optional) for spec in served.takes] == [("shift", True), ("x", False)]
+    x = np.array([[2, 4], [6, 8]], "float32")
+    np.testing.assert_array_equal(served.run({"x": x})["y"], [[2, 4], [4, 6]])
+    np.testing.assert_array_equal(served.run({"x": x, "shift": x})["y"], [[3, 6], [9, 12]])
+    assert served.signature.alone == ""
+    model = SavedModel(tmp_path / "m")
+    np.testing.assert_array_equal(model(x), [[2, 4], [4, 6]])
+    np.testing.assert_array_equal(model({"x": x, "temperature": np.float32(1)}), [[3, 6], [7, 10]])
+    with pytest.raises(ValueError, match=r"must be a dict with the inputs .*Received: \['shift'\]"):
+        model({"shift": x})

@@ -87,6 +87,13 @@ def test_rows_that_do_not(function, options):
     assert why(function, **options) == ""
 
 
+def test_what_is_rarely_random_is_no_dependence():
+    def rarely(x):
+        return x + tf.cast(tf.random.uniform(tf.shape(x)) < 0.02, tf.float32)
+
+    assert [why(rarely) for _ in range(4)] == [""] * 4
+
+
 def test_what_is_random_and_looks_at_the_rows_beside_it():
     """With its generator set back, the same noise comes again: what else differs is no chance."""
     for centred in (False, True):
