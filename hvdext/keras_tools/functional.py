@@ -12,6 +12,7 @@ from keras.src.backend.common import global_state
 
 from hvdext.keras_tools.deferred import without_values
 from hvdext.keras_tools.layers import cloned
+from hvdext.keras_tools.models import flat_layers
 
 # Keras' lists of how often each name is taken, and of variables without a value.
 _NUMBERS = "object_name_uids"
@@ -149,6 +150,22 @@ def required_function_of(model: keras.Model) -> keras.Function:
     function = function_of(model)
     assert function is not None, "calls_of refuses such a model"
     return function
+
+
+def with_open_batch(model: keras.Model) -> keras.Model:
+    """A Sequential model for batches of any size, where it was built on the batch it was first called with.
+
+    Keras then keeps that batch's size in the file. Other models are returned as they are, and so is one whose
+    layers need to know the size, such as a stateful RNN.
+    """
+    function = function_of(model) if isinstance(model, keras.Sequential) else None
+    if function is None or len(function.inputs) != 1 or function.inputs[0].shape[0] is None:
+        return model
+    if any(getattr(layer, "stateful", False) for layer in flat_layers(model)):
+        return model
+    (tensor,) = function.inputs
+    start = keras.Input((*tensor.shape[1:],), dtype=tensor.dtype, name=tensor._keras_history.operation.name)
+    return keras.Sequential([start, *model.layers], name=model.name)
 
 
 def standardized(function: keras.Function, inputs: Any) -> list[Any]:

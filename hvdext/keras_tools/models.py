@@ -86,6 +86,14 @@ def maker_of(tensor: keras.KerasTensor) -> keras.Operation:
     return tensor._keras_history.operation
 
 
+def dtype_of(tensor: keras.KerasTensor) -> str:
+    """A symbolic tensor's dtype; Keras takes the words that an inverted `StringLookup` gives for numbers."""
+    history = getattr(tensor, "_keras_history", None)
+    maker = None if history is None else history.operation
+    is_word = isinstance(maker, keras.layers.StringLookup) and maker.invert
+    return "string" if is_word else tensor.dtype
+
+
 def retrace(model: keras.Model, *kinds: str) -> None:
     """Makes anew what Keras has made of a model's steps, so that these are traced again when they run next.
 
