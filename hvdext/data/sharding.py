@@ -7,7 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from hvdext.common.checks import require_whole
+from hvdext.common.arguments import suggests_keywords
+from hvdext.common.checks import is_number, require_whole
 from hvdext.data.arrays import shard_arrays
 from hvdext.data.py_dataset import EndlessPyDataset, ShardedPyDataset, shard_py_dataset
 from hvdext.data.sampler import Order, Share
@@ -15,6 +16,7 @@ from hvdext.data.sharded_dataset import ShardedDataset
 from hvdext.data.tf_dataset import shard_dataset
 
 
+@suggests_keywords
 def shard(
     x: Any,
     y: Any = None,
@@ -99,6 +101,7 @@ def shard(
             Apart from `rank` it depends on what all ranks know, so all of them raise the same.
         RuntimeError: if `rank` and `size` are left out before `hvd.init()`.
     """
+    _require_no_batch_size(y=y, sample_weight=sample_weight)
     rank, size = _rank_and_size(rank, size)
     require_whole("seed", seed, 0)
     share = Share(rank, size, mode, uneven, Order(seed if shuffle else None))
@@ -124,6 +127,16 @@ def _rank_and_size(rank: int | None, size: int | None) -> tuple[int, int]:
             f"`rank` and `size` must be given together, or neither. Received: rank={rank!r}, size={size!r}."
         )
     return rank, size
+
+
+def _require_no_batch_size(**arguments: Any) -> None:
+    """In `fit` the third argument is the batch size."""
+    for name, value in arguments.items():
+        if is_number(value):
+            raise ValueError(
+                f"`{name}` must be arrays or None; `batch_size` is given by its name: "
+                f"shard(..., batch_size={value!r}). Received: {name}={value!r}."
+            )
 
 
 def _require_none(kind: str, **arguments: Any) -> None:
