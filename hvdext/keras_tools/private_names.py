@@ -151,6 +151,8 @@ PRIVATE_NAMES: dict[str, dict[str, str]] = {
         "object_name_uids": "the table of how often each name is taken",
     },
     "tensorflow.data.Dataset": {
+        "_as_serialized_graph": "the data set as a graph",
+        "_functions": "the functions that it calls",
         "_inputs": "the data sets that one is made of",
         "_variant_tensor": "the data set as TensorFlow runs it",
     },
