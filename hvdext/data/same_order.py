@@ -97,6 +97,8 @@ def difference(everyone: Sequence[Rows], ranks: Sequence[int], *, all_parts: boo
             augmented by random numbers.
     """
     first = everyone[0]
+    if all_parts and not all(everyone):  # some have drawn nothing yet
+        return None
     if any([name for name, _ in rows] != [name for name, _ in first] for rows in everyone):
         names = "; ".join(
             f"{named_ranks([r])}: {[name for name, _ in rows]}"

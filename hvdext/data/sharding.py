@@ -14,7 +14,7 @@ from hvdext.common.arguments import suggests_keywords
 from hvdext.common.checks import is_number, require_whole
 from hvdext.data.arrays import shard_arrays
 from hvdext.data.py_dataset import EndlessPyDataset, ShardedPyDataset, shard_py_dataset
-from hvdext.data.same_order import description_of, require_same_rows
+from hvdext.data.same_order import Rows, description_of, require_same_rows
 from hvdext.data.sampler import Order, Share
 from hvdext.data.sharded_dataset import ShardedDataset
 from hvdext.data.tf_dataset import shard_dataset
@@ -135,7 +135,10 @@ def shard(
 
 def _agreed(deal: Callable[[], Any], settings: dict[str, Any], *data: Any) -> Any:
     """What this rank is dealt, once all ranks know that it is of the same data."""
-    share, rows, facts, problem = None, [], {}, None
+    share: Any = None
+    facts: dict[str, Any] = {}
+    rows: Rows = []
+    problem = None
     try:
         share = deal()
         facts, rows = description_of(*data)

@@ -87,7 +87,7 @@ ORDERS = {
     "slices": lambda r: {"x": tf.data.Dataset.from_tensor_slices(np.random.default_rng(r).permutation(20))},
     "files": lambda r: {"x": tf.data.TFRecordDataset(["a", "b"][:: 1 - 2 * r])},
     "arrays": lambda r: {
-        "x": np.random.default_rng(r).permutation(20.0),
+        "x": np.random.default_rng(r).permutation(20),
         "y": np.arange(20),
         "batch_size": 2,
     },
