@@ -12,6 +12,7 @@ from hvdext.comm import agreement
 from hvdext.comm.current import current
 from hvdext.comm.once import Once
 from hvdext.common.arguments import suggests_keywords
+from hvdext.common.checks import require_whole
 from hvdext.common.log import warn
 from hvdext.gradients.apply_hook import exchanges, hook_of
 from hvdext.keras_tools.derived import derive_anew, settle
@@ -39,15 +40,15 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
         local_variables: a variable, or several, that each rank keeps its own values of.
 
     Raises:
-        ValueError: if `local_variables` holds something else; when training begins, on every rank alike: if
-            epochs or steps differ, the models differ or `root_rank` does not exist.
+        ValueError: if `root_rank` is no rank or `local_variables` holds something else; when training begins,
+            on every rank alike: if epochs or steps differ, the models differ or `root_rank` does not exist.
         RuntimeError: when training begins, if `hvd.init()` has not been called.
     """
 
     @suggests_keywords
     def __init__(self, root_rank: int, device: str = "", local_variables=None):
         super().__init__()
-        self._root_rank = root_rank
+        self._root_rank = require_whole("root_rank", root_rank, 0)
         self._once = Once()
         self._local: set[int] = set()
         del device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -38,6 +39,7 @@ def broadcast_variables(
         ValueError: if `root_rank` is not one of the ranks; on every rank alike, if the ranks' variables
             differ.
     """
+    variables = _require_variables(variables)
     comm = current()
     if process_set is not None:
         comm = comm.subset(process_set.ranks)
@@ -86,8 +88,23 @@ def largest_difference(variables: Sequence) -> float:
         The largest absolute difference of any element between any two ranks, the same on every rank; 0.0
         means that all bits that count are equal. NaN if any value is NaN or infinite.
     """
+    variables = _require_variables(variables)
     comm = current()
     values = [np.ravel(tf.convert_to_tensor(v).numpy()).astype(np.float64) for v in variables]
     flat = np.concatenate([*values, np.zeros(1)])
     everyone = comm.allgather(tf.constant(flat[np.newaxis]), "hvdext.difference").numpy()
     return float(np.max(np.max(everyone, axis=0) - np.min(everyone, axis=0)))
+
+
+def _require_variables(variables):
+    found = list(variables) if isinstance(variables, (list, tuple)) else None
+    if found is None and not hasattr(variables, "variables") and hasattr(variables, "__iter__"):
+        found = list(variables)
+    if found is None or not all(isinstance(v, (keras.Variable, tf.Variable)) for v in found):
+        instead = " Pass its `variables`." if hasattr(variables, "variables") else ""
+        shown = variables if found is None else [v for v in found if not hasattr(v, "assign")]
+        raise TypeError(
+            "`variables` must be a list of Keras or TensorFlow variables, such as model.variables. "
+            f"Received: {shown!r} of type {type(variables).__name__}.{instead}"
+        )
+    return found

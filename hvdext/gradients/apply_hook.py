@@ -215,7 +215,7 @@ class ApplyHook:
         self._kinds = None
         self._follow_traced = None
         self.drop_micro_batches()
-        self._guard.training_begins()
+        self._guard.look_next()
 
     def training_begins(self) -> None:
         """A new training: begins a cycle of micro-batches, and looks before the first update.
@@ -228,15 +228,12 @@ class ApplyHook:
                 f"{left} micro-batches that an earlier training of {self.optimizer.name!r} has left over are "
                 "dropped: backward_passes_per_step does not divide its number of batches."
             )
-        self._guard.training_begins()
+        self._guard.look_next()
 
-    def epoch_begins(self, epoch: int) -> None:
-        """Told by `fit`, so that ranks can compare where they are.
-
-        Args:
-            epoch: counted from 0.
-        """
-        self._guard.epoch.assign(epoch)
+    def epoch_begins(self) -> None:
+        """Looks before the next update where all go on with the first rank's values, such as its rate."""
+        if guards_of(self.exchange.comm()).on_divergence == "broadcast":
+            self._guard.look_next()
 
     def drop_micro_batches(self) -> None:
         """Begins a cycle of micro-batches anew."""

@@ -85,6 +85,9 @@ PRIVATE_NAMES: dict[str, dict[str, str]] = {
         "_value_dense": "the projection of values",
         "_value_dim": "the width of a head's values",
     },
+    "keras.layers.TextVectorization": {
+        "_lookup_layer": "the table of its tokens",
+    },
     "keras.optimizers.Optimizer": {
         "_all_reduce_sum_gradients": "a sum over the replicas of a strategy",
         "_clip_gradients": "where the sums of micro-batches pass before they are applied",
@@ -148,6 +151,8 @@ PRIVATE_NAMES: dict[str, dict[str, str]] = {
         "object_name_uids": "the table of how often each name is taken",
     },
     "tensorflow.data.Dataset": {
+        "_as_serialized_graph": "the data set as a graph",
+        "_functions": "the functions that it calls",
         "_inputs": "the data sets that one is made of",
         "_variant_tensor": "the data set as TensorFlow runs it",
     },
