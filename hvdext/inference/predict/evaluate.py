@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
-from hvdext.collectives.metric_sums import Share, combine
+from hvdext.collectives.metric_sums import Share, checked_reductions, combine
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import current
 from hvdext.comm.failures import Told, raise_for, told
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.checks import require_choice
+from hvdext.common.log import warn
 from hvdext.inference.predict.predict import VERBOSE
 from hvdext.inference.predict.preflight import prepare
 from hvdext.inference.predict.progress import Progress
@@ -33,13 +34,15 @@ def evaluate(
     *,
     parse: Callable[[tf.Tensor], Any] | None = None,
     return_dict: bool = False,
+    reductions: Mapping[str, str] | None = None,
 ) -> Any:
     """What `model.evaluate(x, y, batch_size)` returns, on every rank, computed by all of them.
 
     Every rank calls it with the same model, data and arguments, and runs some of the batches. The states of
-    Keras' own metrics are added up over the ranks, so that the results are those of one process, but for the
-    order in which floats are added. Values of other metrics are averaged, weighted by rows. The model's
-    metric objects keep this rank's part.
+    metrics are added up over the ranks, so that the results are those of one process, but for the order in
+    which floats are added. Which classes of your own are summed as well, and what becomes of others, is as in
+    `hvd.callbacks.MetricAverageCallback`; of what a `test_step` of your own returns besides, Keras' answer is
+    what the last batch of all gave. The model's metric objects keep this rank's part.
 
         loss, accuracy = hvd.evaluate(model, images, labels)
 
@@ -52,6 +55,8 @@ def evaluate(
         sample_weight: weights of the rows, with `y`.
         parse: makes `(x, y)` or `(x, y, sample_weight)` of one serialized record.
         return_dict: whether to return a dict by name instead of a list.
+        reductions: how to combine what, by its name in the logs: "mean" (weighted by rows), "sum", "min",
+            "max" of the ranks' values, or "states" to add up the states of a metric.
 
     Returns:
         The loss, or a list of loss and metrics in Keras' order, or a dict.
@@ -66,6 +71,7 @@ def evaluate(
 
     def check():
         require_choice("verbose", verbose, VERBOSE)
+        checked_reductions(reductions)
 
     def make():
         if not model.compiled:
@@ -74,12 +80,18 @@ def evaluate(
             )
         return make_source(x, y, sample_weight, batch_size, parse)
 
-    source, _ = prepare(comm, "hvd.evaluate", model, make, {}, check)
-    share, everyone = _shares(comm, model, source, verbose if comm.rank == 0 else 0)
+    settings = {"reductions": sorted((reductions or {}).items())}
+    source, _ = prepare(comm, "hvd.evaluate", model, make, settings, check)
+    chosen = checked_reductions(reductions)
+    share, everyone = _shares(comm, model, source, chosen, verbose if comm.rank == 0 else 0)
     _require_the_same_data(everyone)
-    results = combine(comm, [one.facts for one in everyone], share)
+    last = max(range(comm.size), key=lambda rank: everyone[rank].last_batch)
+    results = combine(comm, [one.facts for one in everyone], share, last)
     if not results:
         raise ValueError("`x` must have at least one row. Received: none.")
+    unknown = sorted(chosen.keys() - results.keys())
+    if unknown and comm.rank == 0:
+        warn(f"`reductions` names {unknown}, but only {sorted(results)} have been logged.")
     if return_dict:
         return dict(sorted(results.items()))  # as Keras does it
     order = next(one.names for one in everyone if one.names)
@@ -93,6 +105,7 @@ class _Told(NamedTuple):
         facts: of its share of the metrics.
         names: of the logs, in Keras' order; none without a batch.
         failure: what it tells of an error.
+        last_batch: the number of the last batch that it has run; -1: none.
         seen: batches that it has gone through.
         landmarks: fingerprints of some of them.
     """
@@ -100,22 +113,30 @@ class _Told(NamedTuple):
     facts: dict[str, Any]
     names: list[str]
     failure: Told | None
+    last_batch: int
     seen: int
     landmarks: list[str]
 
 
-def _shares(comm: Communicator, model: keras.Model, source: Source, verbose) -> tuple[Share, list[_Told]]:
+def _shares(
+    comm: Communicator, model: keras.Model, source: Source, reductions: Mapping[str, str], verbose
+) -> tuple[Share, list[_Told]]:
     """Runs this rank's batches; returns its share of the metrics, and what every rank tells."""
-    share, names, failure = Share(None, {}), list[str](), None
+    share, names, failure, last = Share(None, reductions), list[str](), None, -1
     try:
-        logs = _run(model, source, comm.rank, comm.size, verbose)
+        logs, rows, last = _run(model, source, comm.rank, comm.size, verbose)
         if logs is not None:
-            share = Share(model, {}).take_logs(logs)
+            share = Share(model, reductions, rows).take_logs(logs)
             names = _in_keras_order(model, logs)
     except Exception as error:  # the user's model or data; the other ranks must hear of it
         failure = error
     mine = _Told(
-        share.facts(), names, None if failure is None else told(failure), source.seen, list(source.landmarks)
+        share.facts(),
+        names,
+        None if failure is None else told(failure),
+        last,
+        source.seen,
+        list(source.landmarks),
     )
     everyone = comm.allgather_object(mine, "hvdext.evaluate.shares")
     raise_for(comm.ranks, [one.failure for one in everyone], "hvd.evaluate has failed", failure)
@@ -131,21 +152,21 @@ def _require_the_same_data(everyone: list[_Told]) -> None:
         raise ValueError(f"`x` must have the same batches on all ranks. Received, by rank: {seen} batches.")
 
 
-def _run(model: keras.Model, source: Source, rank: int, size: int, verbose: str | int) -> dict | None:
-    """Runs this rank's batches; returns Keras' logs, None without a batch."""
+def _run(model: keras.Model, source: Source, rank: int, size: int, verbose: str | int):
+    """Runs this rank's batches; returns Keras' logs, None without a batch, the rows and the last batch."""
     model.reset_metrics()
     step = _step(model, source.spec())
     progress = Progress("evaluate", source.rows, source.batches, verbose)
-    logs, rows, batches = None, 0, 0
-    for data, count in source.share(rank, size):
+    logs, rows, batches, last = None, 0, 0, -1
+    for last, (data, count) in source.share(rank, size):  # noqa: B007 - the last one counts
         logs = step(data)
         rows, batches = rows + count, batches + 1
         progress.update(min(rows * size, source.rows or rows * size), batches * size)
     source.end()
     if logs is None:
-        return None
+        return None, 0, -1
     progress.finish(rows * size if source.rows is None else source.rows)
-    return results_of(model, logs)
+    return results_of(model, logs), rows, last
 
 
 def _step(model: keras.Model, spec: Any) -> Callable[[Any], dict]:

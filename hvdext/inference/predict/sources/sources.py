@@ -124,11 +124,12 @@ class DatasetSource(Source):
             if self._position > start:
                 yield self._batch(element)
 
-    def share(self, rank: int, size: int) -> Iterator[tuple[Any, int]]:
+    def share(self, rank: int, size: int) -> Iterator[tuple[int, tuple[Any, int]]]:
         """As in `Source`."""
         while (element := self._next()) is not _END:
-            if (self._position - 1) % size == rank:
-                yield self._batch(element)
+            number = self._position - 1
+            if number % size == rank:
+                yield number, self._batch(element)
         self.seen = self._position
 
     def ends_at(self, count: int) -> bool:
