@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from hvdext.comm.failures import Told, raise_for, told
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.checks import require_choice
 from hvdext.common.log import warn
+from hvdext.inference.predict.following import Following, follow
 from hvdext.inference.predict.predict import VERBOSE
 from hvdext.inference.predict.preflight import prepare
 from hvdext.inference.predict.progress import Progress
@@ -83,9 +85,13 @@ def evaluate(
     settings = {"reductions": sorted((reductions or {}).items())}
     source, _ = prepare(comm, "hvd.evaluate", model, make, settings, check)
     chosen = checked_reductions(reductions)
-    share, everyone = _shares(comm, model, source, chosen, verbose if comm.rank == 0 else 0)
+    step, following = _step(comm, model, source)
+    run = functools.partial(_run, model, step, following, source, comm, verbose if comm.rank == 0 else 0)
+    share, everyone = _shares(comm, model, source, chosen, run)
     _require_the_same_data(everyone)
     last = max(range(comm.size), key=lambda rank: everyone[rank].last_batch)
+    if following is not None:
+        following.finish(everyone[last].last_batch + 1)
     results = combine(comm, [one.facts for one in everyone], share, last)
     if not results:
         raise ValueError("`x` must have at least one row. Received: none.")
@@ -119,12 +125,16 @@ class _Told(NamedTuple):
 
 
 def _shares(
-    comm: Communicator, model: keras.Model, source: Source, reductions: Mapping[str, str], verbose
+    comm: Communicator,
+    model: keras.Model,
+    source: Source,
+    reductions: Mapping[str, str],
+    run: Callable[[], Any],
 ) -> tuple[Share, list[_Told]]:
     """Runs this rank's batches; returns its share of the metrics, and what every rank tells."""
     share, names, failure, last = Share(None, reductions), list[str](), None, -1
     try:
-        logs, rows, last = _run(model, source, comm.rank, comm.size, verbose)
+        logs, rows, last = run()
         if logs is not None:
             share = Share(model, reductions, rows).take_logs(logs)
             names = _in_keras_order(model, logs)
@@ -152,14 +162,17 @@ def _require_the_same_data(everyone: list[_Told]) -> None:
         raise ValueError(f"`x` must have the same batches on all ranks. Received, by rank: {seen} batches.")
 
 
-def _run(model: keras.Model, source: Source, rank: int, size: int, verbose: str | int):
+def _run(model: keras.Model, step, following: Following | None, source: Source, comm: Communicator, verbose):
     """Runs this rank's batches; returns Keras' logs, None without a batch, the rows and the last batch."""
     model.reset_metrics()
-    step = _step(model, source.spec())
     progress = Progress("evaluate", source.rows, source.batches, verbose)
-    logs, rows, batches, last = None, 0, 0, -1
-    for last, (data, count) in source.share(rank, size):  # noqa: B007 - the last one counts
+    logs, rows, batches, last, size = None, 0, 0, -1, comm.size
+    for last, (data, count) in source.share(comm.rank, size):
+        if following is not None:
+            following.go_to(last)
         logs = step(data)
+        if following is not None:
+            following.check(last + 1)
         rows, batches = rows + count, batches + 1
         progress.update(min(rows * size, source.rows or rows * size), batches * size)
     source.end()
@@ -169,8 +182,8 @@ def _run(model: keras.Model, source: Source, rank: int, size: int, verbose: str 
     return results_of(model, logs), rows, last
 
 
-def _step(model: keras.Model, spec: Any) -> Callable[[Any], dict]:
-    """Runs one batch and returns Keras' logs.
+def _step(comm: Communicator, model: keras.Model, source: Source):
+    """What runs one batch and returns Keras' logs, and what goes on from batch to batch in it.
 
     Keras weighs the losses of single outputs by the batch size only if it is known before there is a batch.
     In `model.evaluate` it is not, and so it must not be here.
@@ -180,11 +193,24 @@ def _step(model: keras.Model, spec: Any) -> Callable[[Any], dict]:
     def step(data):
         return model.test_function(iter([data]))
 
-    if model.run_eagerly or spec is None:
-        return step
-    compiled = tf.function(step, reduce_retracing=True, autograph=False)
-    compiled.get_concrete_function(spec)
-    return compiled
+    compiled, spec = tf.function(step, reduce_retracing=True, autograph=False), source.spec()
+
+    def trace():
+        return compiled.get_concrete_function(spec)
+
+    is_eager, following = model.run_eagerly or spec is None, None
+    if comm.size > 1:
+        following = follow(
+            comm,
+            "hvd.evaluate",
+            model,
+            step,
+            source.example(),
+            trace=trace,
+            is_eager=is_eager,
+            between=model.reset_metrics,
+        )
+    return (step if is_eager else compiled), following
 
 
 def _in_keras_order(model: keras.Model, logs: dict) -> list[str]:

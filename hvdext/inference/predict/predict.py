@@ -17,6 +17,7 @@ from hvdext.comm.failures import on_root, raise_for
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.checks import require_choice
 from hvdext.common.signals import FinalMessage
+from hvdext.inference.predict.following import follow
 from hvdext.inference.predict.gathering import Gathering, PredictionFailed, RankLost
 from hvdext.inference.predict.output.output_folder import Done, OutputFolder
 from hvdext.inference.predict.output.sinks import InMemory, Nowhere, OnDisk
@@ -123,11 +124,28 @@ def _gather(comm, model, source, sink, done, output, verbose, everywhere):
     model.make_predict_function()
     level = verbose if comm.rank == 0 else 0
     progress = Progress("predict", source.rows, source.batches, level, (done.rows, done.batches))
+
+    def function(data):
+        return model.predict_function([data])
+
+    following = None
+    if comm.size > 1 or done.batches:
+        example = source.example()
+        following = follow(
+            comm,
+            "hvd.predict",
+            model,
+            function,
+            example,
+            trace=functools.partial(_concrete, model, example),
+            is_eager=not hasattr(model.predict_function, "get_concrete_function"),
+        )
     gathering = Gathering(
         comm,
-        lambda data: model.predict_function([data]),
+        function,
         source,
         sink,
+        following=following,
         everywhere=everywhere,
         start=done.batches,
         show=lambda rows, batches: progress.update(done.rows + rows, done.batches + batches),
@@ -145,7 +163,18 @@ def _gather(comm, model, source, sink, done, output, verbose, everywhere):
             message = f"hvd.predict has lost a rank. {state()}"
             last.say(message)
             raise RankLost(f"{message} This rank was told: {error}") from error
+        finally:
+            if following is not None:
+                following.finish(done.batches + gathering.batches)
     progress.finish(done.rows + gathering.rows)
+
+
+def _concrete(model, example):
+    """The function that runs for a batch like `example`."""
+    function = model.predict_function
+    if not hasattr(function, "get_concrete_function"):  # runs eagerly
+        function = tf.function(function, autograph=False)
+    return function.get_concrete_function([example])
 
 
 def _begin(comm: Communicator, path: Path, facts: dict, resume: bool) -> tuple[OutputFolder | None, Done]:

@@ -52,6 +52,10 @@ class Source(abc.ABC):
         """Called after the last batch, if nothing has failed."""
 
     @abc.abstractmethod
+    def example(self) -> Any:
+        """The first of all batches, before any is read; None if there is none."""
+
+    @abc.abstractmethod
     def spec(self) -> Any:
         """The type of a batch; None if it cannot be known without one."""
 

@@ -58,6 +58,10 @@ class RowSource(Source):
         numbers = range(start, stop)
         return read_ahead(self._batch, numbers) if self._is_on_disk else map(self._batch, numbers)
 
+    def example(self) -> Any:
+        """As in `Source`."""
+        return self._batch(0)[0] if self.batches else None
+
     def spec(self) -> Any:
         """As in `Source`."""
         return self._mapped(lambda leaf: leaf.spec)
@@ -138,6 +142,10 @@ class DatasetSource(Source):
             if self._next() is _END:
                 return False
         return self._position == count and self._next() is _END  # a rank may have skipped more than there are
+
+    def example(self) -> Any:
+        """As in `Source`."""
+        return None if self._first is _END else self._convert(self._first)
 
     def spec(self) -> Any:
         """As in `Source`."""
