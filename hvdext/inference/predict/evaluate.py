@@ -17,11 +17,17 @@ from hvdext.common.arguments import suggests_keywords
 from hvdext.common.checks import require_choice
 from hvdext.common.log import warn
 from hvdext.inference.predict.following import Following, follow
+from hvdext.inference.predict.own_methods import (
+    OwnMethod,
+    own_method,
+    require_independent_rows,
+)
 from hvdext.inference.predict.predict import VERBOSE
-from hvdext.inference.predict.preflight import prepare
+from hvdext.inference.predict.preflight import prepare, trace
 from hvdext.inference.predict.progress import Progress
+from hvdext.inference.predict.sources.raw import RawDataset, RawRows, listed_texts, raw_source
 from hvdext.inference.predict.sources.source import Source, order_problem
-from hvdext.inference.predict.sources.sources import make_source
+from hvdext.inference.predict.sources.sources import DEFAULT_BATCH_SIZE, make_source
 from hvdext.keras_tools.metrics import in_order, results_of
 
 
@@ -70,29 +76,49 @@ def evaluate(
             the model or the data fails on one of them.
     """
     comm = current()
+    own: OwnMethod | None = None
+    raw: RawRows | RawDataset | None = None
 
     def check():
         require_choice("verbose", verbose, VERBOSE)
         checked_reductions(reductions)
 
     def make():
+        nonlocal own, raw
         if not model.compiled:
             raise ValueError(
                 "`model` must be compiled, with a loss or metrics. Received: a model that is not."
             )
-        return make_source(x, y, sample_weight, batch_size, parse)
+        label = own_method(model, "evaluate", "make_test_function")
+        if label is None:
+            return make_source(x, y, sample_weight, batch_size, parse)
+        source = make_source(listed_texts(x), y, sample_weight, batch_size, parse)
+        raw = raw_source(source, label, batch_size, x=x, y=y, sample_weight=sample_weight)
+        own = _own(model, label, raw, batch_size)
+        return raw
+
+    def build(source):
+        return trace(model, source.spec()) if own is None else own(source.example())
 
     settings = {"reductions": sorted((reductions or {}).items())}
-    source, _ = prepare(comm, "hvd.evaluate", model, make, settings, check)
+    source, _ = prepare(comm, "hvd.evaluate", model, make, settings, check, build)
     chosen = checked_reductions(reductions)
-    step, following = _step(comm, model, source)
-    run = functools.partial(_run, model, step, following, source, comm, verbose if comm.rank == 0 else 0)
+    level, following = verbose if comm.rank == 0 else 0, None
+    if own is not None and raw is not None:
+        if comm.size > 1:
+            look = functools.partial(_states, model, own)
+            require_independent_rows(comm, "hvd.evaluate", own, raw, look)
+        run = functools.partial(_run_own, own, raw, comm, level)
+    else:
+        step, following = _step(comm, model, source)
+        run = functools.partial(_run, model, step, following, source, comm, level)
     share, everyone = _shares(comm, model, source, chosen, run)
     _require_the_same_data(everyone)
     last = max(range(comm.size), key=lambda rank: everyone[rank].last_batch)
     if following is not None:
         following.finish(everyone[last].last_batch + 1)
-    results = combine(comm, [one.facts for one in everyone], share, last)
+    # Of a method of the model's own nobody knows whether it returns what its last batch gave.
+    results = combine(comm, [one.facts for one in everyone], share, last if own is None else None)
     if not results:
         raise ValueError("`x` must have at least one row. Received: none.")
     unknown = sorted(chosen.keys() - results.keys())
@@ -180,6 +206,38 @@ def _run(model: keras.Model, step, following: Following | None, source: Source, 
         return None, 0, -1
     progress.finish(rows * size if source.rows is None else source.rows)
     return results_of(model, logs), rows, last
+
+
+def _own(model: keras.Model, label: str, source: RawRows | RawDataset, batch_size: int | None) -> OwnMethod:
+    """The model's own `evaluate`, or Keras', which runs the model's own functions."""
+    names, wishes = [], {"verbose": 0}
+    if isinstance(source, RawRows):
+        names, wishes = source.names, wishes | {"batch_size": batch_size or DEFAULT_BATCH_SIZE}
+    return OwnMethod(model, "evaluate", label, names, {"return_dict": True}, wishes)
+
+
+def _run_own(own: OwnMethod, source: RawRows | RawDataset, comm: Communicator, verbose):
+    """Lets the model's own method run this rank's batches; returns as `_run` does."""
+    progress = Progress("evaluate", source.rows, source.batches, verbose)
+    given, gone_through = source.given_to(comm.rank, comm.size)
+    if given is None:
+        return None, 0, -1
+    logs = own(given)
+    if not isinstance(logs, Mapping):
+        raise ValueError(
+            f"`model` must return a dict from {own.label} with return_dict=True. "
+            f"Received: a {type(logs).__name__}."
+        )
+    rows, last = gone_through()
+    progress.finish(rows * comm.size if source.rows is None else source.rows)
+    return dict(logs), rows, last
+
+
+def _states(model: keras.Model, own: OwnMethod, given: Any) -> list:
+    """The sums that the model's metrics hold after a call of its own method."""
+    own(given)
+    states = Share(model, {}).states
+    return [state for name in sorted(states) for state in states[name]]
 
 
 def _step(comm: Communicator, model: keras.Model, source: Source):
