@@ -85,6 +85,9 @@ PRIVATE_NAMES: dict[str, dict[str, str]] = {
         "_value_dense": "the projection of values",
         "_value_dim": "the width of a head's values",
     },
+    "keras.layers.TextVectorization": {
+        "_lookup_layer": "the table of its tokens",
+    },
     "keras.optimizers.Optimizer": {
         "_all_reduce_sum_gradients": "a sum over the replicas of a strategy",
         "_clip_gradients": "where the sums of micro-batches pass before they are applied",
