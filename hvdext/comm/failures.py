@@ -67,6 +67,31 @@ def on_all(comm: Communicator, action: Callable[[], Any], what: str, name: str) 
     return [value for value, _ in everyone]
 
 
+def alike(comm: Communicator, action: Callable[[], Any], what: str, name: str) -> Any:
+    """Returns what `action()` has returned on this rank, once it has succeeded on all, which call it.
+
+    Args:
+        comm: who waits for whom.
+        action: the same on all; its result stays where it is.
+        what: for the message: what could not be done.
+        name: the collective's name, the same on every rank.
+
+    Raises:
+        Exception: on every rank alike: where all have failed with the same words, what `action` has raised,
+            otherwise as `raise_on_all` does.
+    """
+    value, error = None, None
+    try:
+        value = action()
+    except Exception as raised:  # whatever a user's function raises: the others are waiting
+        error = raised
+    everyone = comm.allgather_object(None if error is None else told(error), name)
+    if error is not None and len(set(everyone)) == 1:
+        raise error
+    raise_for(comm.ranks, everyone, what, error)
+    return value
+
+
 def on_root(comm: Communicator, action: Callable[[], Any], root: int, what: str, name: str) -> Any:
     """Returns on every rank what `action()` returned on rank `root`. Every rank of `comm` calls it.
 

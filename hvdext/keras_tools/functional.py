@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras.src.backend.common import global_state
 
-from hvdext.keras_tools.deferred import without_values
+from hvdext.keras_tools.deferred import rename, without_values
 from hvdext.keras_tools.layers import cloned
 from hvdext.keras_tools.models import flat_layers
 
@@ -217,6 +217,22 @@ def clone(
         return keras.models.clone_model(model, inputs, clone_layer, recursive=recursive)
     finally:
         model.compiled = was_compiled
+
+
+def name_alike(source: keras.Model, target: keras.Model) -> None:
+    """Gives a copy of a model the names that the model has, where Keras has numbered anew.
+
+    Args:
+        source: a Sequential or functional model.
+        target: with the same layers, operations and variables in the same order, of whatever classes.
+    """
+    models = (filter(is_functional, flat_layers(one)) for one in (source, target))
+    for given, own in zip(*models, strict=True):
+        own.name = given.name
+    for given, own in zip(calls_of(source).calls, calls_of(target).calls, strict=True):
+        own.operation.name = given.operation.name
+    for given, own in zip(source.variables, target.variables, strict=True):
+        rename(own, given.name, given.path)
 
 
 def inputs_like(function: keras.Function) -> Any:

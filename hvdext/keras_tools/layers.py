@@ -8,10 +8,11 @@ import keras
 from keras.src.backend.common.masking import get_keras_mask, set_keras_mask
 
 from hvdext.keras_tools.replacing import replace
+from hvdext.keras_tools.vocabularies import lookup_layers, take_along
 
 
 def cloned(layer: Any) -> Any:
-    """A layer or operation with the same settings, without weights."""
+    """A layer or operation with the same settings and vocabularies, without weights."""
     if isinstance(layer, keras.layers.Lambda):  # whose function Keras would have to serialize
         return keras.layers.Lambda(
             layer.function,
@@ -21,7 +22,12 @@ def cloned(layer: Any) -> Any:
             name=layer.name,
             dtype=layer.dtype_policy,
         )
-    return type(layer).from_config(layer.get_config())
+    made = type(layer).from_config(layer.get_config())
+    if isinstance(layer, keras.Layer) and lookup_layers(layer):
+        if len(lookup_layers(made)) < len(lookup_layers(layer)):  # some are made in `build`
+            made.build_from_config(layer.get_build_config())
+        take_along(layer, made)
+    return made
 
 
 def leave_arguments_alone(layer: keras.Layer) -> None:

@@ -34,13 +34,12 @@ from hvdext.keras_tools.functional import (
 from hvdext.keras_tools.layers import cloned, mask_of, set_mask
 from hvdext.keras_tools.models import flat_layers
 from hvdext.keras_tools.optimizers import build, keep_gradients_apart, updaters_of
+from hvdext.keras_tools.overrides import overridden
 from hvdext.keras_tools.train_step import around
 from hvdext.placement.plan.plan import Plan
 
 # What no device scope moves: strings stay on the host, handles with what they stand for.
 _BOUND = (tf.string, tf.resource, tf.variant)
-# What Keras lets a model's class do its own way, which a plain model would not.
-_TRAINING = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics", "compile", "fit")
 
 
 @suggests_keywords
@@ -72,6 +71,7 @@ def place(
     plan.check(model)
     names = _checked(devices, plan.places)
     device_of = {id(call.operation): names[plan.place_of(call.path)] for call in calls.calls}
+    _require_told(model)
     copier = _Copier(device_of)
     with tf.device("/CPU:0"):  # a model may be larger than any other device
         placed = copier.copy(model)
@@ -151,17 +151,24 @@ class _Copier:
         return copied
 
 
-def _made_like(model, *parts) -> keras.Model:
-    """A model of the class of `model`; a plain one if the class differs from it in its constructor only."""
-    cls = type(model)
-    if is_kerass_own(cls, "__init__"):
-        return cls(*parts, name=model.name)
-    changed = [method for method in _TRAINING if not is_kerass_own(cls, method)]
+def _require_told(model) -> None:
+    """Refuses a model that a copy of its layers would train or answer otherwise than it does."""
+    has_constructor = not is_kerass_own(type(model), "__init__")
+    changed = overridden(model, by_class=has_constructor)
     if changed:
         raise ValueError(
             "`model` must be a plain Sequential or functional model, or of a class without a constructor of "
-            f"its own. Received: {cls.__name__} {model.name!r}, which has one, and {', '.join(changed)}."
+            "its own, and with its methods in its class: others are not copied. "
+            f"Received: {type(model).__name__} {model.name!r}, which has"
+            f"{' one, and' if has_constructor else ''} {', '.join(changed)}."
         )
+
+
+def _made_like(model, *parts) -> keras.Model:
+    """A model of the class of `model`; a plain one if the class has a constructor of its own."""
+    cls = type(model)
+    if is_kerass_own(cls, "__init__"):
+        return cls(*parts, name=model.name)
     plain = keras.Sequential if isinstance(model, keras.Sequential) else keras.Model
     return plain(*parts, name=model.name)
 

@@ -10,8 +10,9 @@ from keras.optimizers import LossScaleOptimizer
 
 from hvdext.comm.communicator import Communicator
 from hvdext.gradients.apply_hook import hook_of
-from hvdext.gradients.tensors import all_finite, clipped, squared_norm
+from hvdext.gradients.tensors import all_finite, clipped
 from hvdext.keras_tools.optimizers import clip_by, with_members
+from hvdext.placement.slices.updates import leave_global_norm, squares_of
 
 
 def clip_over_stages(optimizer: keras.optimizers.Optimizer, comm: Communicator, name: str) -> None:
@@ -36,8 +37,10 @@ def clip_over_stages(optimizer: keras.optimizers.Optimizer, comm: Communicator, 
             f"Received: global_clipnorm={[member.global_clipnorm for member in members]}."
         )
 
+    leave_global_norm(optimizer)
+
     def clip(gradients):
-        mine = tf.add_n([squared_norm(g) for g in gradients if g is not None])
+        mine = squares_of(optimizer, gradients)
         (total,) = comm.allreduce([mine], f"hvdext.pipeline.{name}.norm")
         return [clipped(g, total, optimizer.global_clipnorm) for g in gradients]
 

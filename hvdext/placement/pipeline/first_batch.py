@@ -12,6 +12,7 @@ import numpy as np
 
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
+from hvdext.comm.failures import alike
 from hvdext.keras_tools.functional import outputs_like
 from hvdext.keras_tools.optimizers import build, innermost
 from hvdext.keras_tools.replacing import replace
@@ -23,7 +24,7 @@ from hvdext.keras_tools.training import (
     peeked,
 )
 from hvdext.placement.pipeline.data import digest
-from hvdext.placement.pipeline.preflight import require_same_number_of_batches, settings_of
+from hvdext.placement.pipeline.preflight import require_none, require_same_number_of_batches, settings_of
 
 
 class FirstBatch:
@@ -67,14 +68,20 @@ class FirstBatch:
         Raises:
             ValueError: on every rank alike, if something differs.
         """
-        require_same_number_of_batches(self._comm, number_of_batches(x, options["batch_size"], steps))
-        if self._is_compared:
-            return x
-        if isinstance(x, GeneratorType):
-            batch, x = peeked(x)
-        else:
-            batch = first_batch(model, x, y, steps_per_epoch=steps, **options)
-        self.compare(model, batch)
+
+        def look():
+            number = number_of_batches(x, options["batch_size"], steps)
+            if self._is_compared:
+                return number, None, x
+            if isinstance(x, GeneratorType):
+                return number, *peeked(x)
+            return number, first_batch(model, x, y, steps_per_epoch=steps, **options), x
+
+        what = f"The data of {self._subject} cannot be read"
+        number, batch, x = alike(self._comm, look, what, "hvdext.placement.data")
+        require_same_number_of_batches(self._comm, number)
+        if not self._is_compared:
+            self.compare(model, batch)
         return x
 
     def of_validation(self, data: Any, batch_size: int | None, options: Mapping[str, Any]) -> None:
@@ -94,18 +101,22 @@ class FirstBatch:
             self._comm, number_of_batches(x, rows, options.get("validation_steps"))
         )
 
-    def compare(self, model: keras.Model, batch: Any) -> None:
+    def compare(self, model: keras.Model, batch: Any, problem: str | None = None) -> None:
         """Compares settings and a batch, once; builds metrics and optimizer. All ranks call it.
 
         Args:
             model: compiled.
             batch: as Keras has it: (x, y, sample_weight), or less.
+            problem: what is wrong with it, on this rank.
 
         Raises:
             ValueError: on every rank alike, if something differs, or the last stage has no targets.
         """
         if self._is_compared:
+            if problem is not None:
+                raise ValueError(problem)
             return
+        require_none(self._comm, problem)
         y, sample_weight = _targets_alike(self._comm, self._subject, settings_of(model), batch, self._last)
         _build_metrics(model, self._function, y, sample_weight)
         self.build_optimizer(model)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -25,13 +25,13 @@ from hvdext.placement.pipeline.data import (
     require_whole_microbatches,
     rows_of,
 )
+from hvdext.placement.pipeline.files import Files
 from hvdext.placement.pipeline.first_batch import FirstBatch
 from hvdext.placement.pipeline.preflight import (
     ShuffledAlike,
     begin,
     callbacks_problem,
     facts_of_fit,
-    require_all_call,
     settings_of,
     shuffled_alike,
 )
@@ -56,7 +56,7 @@ class Settings:
     inference: Sequence[Action]
 
 
-class PipelineModel(keras.Model):
+class PipelineModel(Files, keras.Model):
     """The part of a model that one rank of a pipeline holds; `hvd.pipeline` makes it.
 
     It is used as any Keras model, by all ranks of the pipeline together: every rank calls `compile`, `fit`,
@@ -142,12 +142,13 @@ class PipelineModel(keras.Model):
                 differ.
         """
         training.require_compiled(self, "fit")
-        problem = self._callbacks_problem(callbacks)
+        problem = self.whole.change_in(self) or self._callbacks_problem(callbacks)
         steps = options.get("steps_per_epoch")
         try:
             x, y = self._complete(x, y)
             if isinstance(validation_data, (tuple, list)):
-                validation_data = (*self._complete(*validation_data[:2]), *validation_data[2:])
+                others = validation_data[2:] if self._is_last else ()
+                validation_data = (*self._complete(*validation_data[:2]), *others)
             if steps is None:
                 part = 0 if validation_data else validation_split
                 require_whole_microbatches(self.microbatches, x, part, batch_size)
@@ -161,7 +162,7 @@ class PipelineModel(keras.Model):
             shuffle = not isinstance(x, ShuffledAlike)
         if validation_split and validation_data is None:
             (x, y, sample_weight), validation_data = training.split((x, y, sample_weight), validation_split)
-        data = {"sample_weight": sample_weight, "batch_size": batch_size, "class_weight": class_weight}
+        data = {"batch_size": batch_size} | self._weights(sample_weight, class_weight)
         x = self._first_batch.of_epoch(self, x, y, steps, **data)
         if validation_data is not None:
             self._first_batch.of_validation(validation_data, batch_size, options)
@@ -202,13 +203,14 @@ class PipelineModel(keras.Model):
             tf.errors.InvalidArgumentError: as `fit`.
         """
         training.require_compiled(self, "evaluate")
-        data = {"sample_weight": sample_weight, "batch_size": batch_size}
+        weights = self._weights(sample_weight, None)["sample_weight"]
+        data = {"sample_weight": weights, "batch_size": batch_size}
         # Keras validates within `fit`, which has compared the data; a callback may evaluate others there.
         is_validation = self._is_fitting and isinstance(
             options.get("callbacks"), keras.callbacks.CallbackList
         )
         if not is_validation:
-            problem = self._callbacks_problem(options.get("callbacks"))
+            problem = self.whole.change_in(self) or self._callbacks_problem(options.get("callbacks"))
             try:
                 x, y = self._complete(x, y)
             except ValueError as error:
@@ -225,8 +227,11 @@ class PipelineModel(keras.Model):
             tf.errors.InvalidArgumentError: as `fit`.
         """
         training.require_compiled(self, "train_on_batch")
-        self._first_batch.compare(self, (x, y, training.weights_of(y, sample_weight, class_weight)))
-        return super().train_on_batch(x, y, sample_weight, class_weight, return_dict)
+        x, y, problem = self._completed(x, y)
+        weights = self._weights(sample_weight, class_weight)
+        seen = None if problem else (x, y, training.weights_of(y, **weights))
+        self._first_batch.compare(self, seen, problem)
+        return super().train_on_batch(x, y, **weights, return_dict=return_dict)
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
         """As `keras.Model.test_on_batch`, called by all ranks for the same batch.
@@ -236,7 +241,9 @@ class PipelineModel(keras.Model):
             tf.errors.InvalidArgumentError: as `fit`.
         """
         training.require_compiled(self, "test_on_batch")
-        self._first_batch.compare(self, (x, y, sample_weight))
+        x, y, problem = self._completed(x, y)
+        sample_weight = self._weights(sample_weight, None)["sample_weight"]
+        self._first_batch.compare(self, (x, y, sample_weight), problem)
         return super().test_on_batch(x, y, sample_weight, return_dict)
 
     def predict(self, x, batch_size=None, verbose="auto", **options):
@@ -255,59 +262,6 @@ class PipelineModel(keras.Model):
         if training:
             raise ValueError("`training` must be False: a pipeline trains in `fit`. Received: training=True.")
         return self.predict_step((inputs,))
-
-    def save(self, filepath: str | os.PathLike, overwrite: bool = True, **options) -> None:
-        """Writes the whole model, with the optimizer's state, as one file that opens in plain Keras.
-
-        Every rank calls it; the first one gathers the weights, which takes as much memory as the whole model
-        and its optimizer, and writes. Callbacks such as `keras.callbacks.ModelCheckpoint` do so on all ranks.
-
-        Raises:
-            OSError: on every rank alike, if the file cannot be written.
-            ValueError: on every rank alike, if Keras does not take an argument.
-            RuntimeError: within AsOneProcess, where one rank would wait for the others.
-        """
-        require_all_call(self.whole.everyone)
-        self.whole.save(filepath, self, overwrite=overwrite, **options)
-
-    def save_weights(self, filepath: str | os.PathLike, overwrite: bool = True, **options) -> None:
-        """Writes the whole model's weights and, once there is one, the optimizer's state, as Keras does.
-
-        As `save` otherwise.
-        """
-        require_all_call(self.whole.everyone)
-        self.whole.save_weights(filepath, self, overwrite=overwrite, **options)
-
-    def load_weights(self, filepath: str | os.PathLike, **options) -> None:
-        """Reads this rank's weights from a file with the whole model's (`.keras` or `.weights.h5`).
-
-        Every rank calls it. As in Keras, the state of a built optimizer is read, too, if the file has it.
-
-        Raises:
-            OSError: on every rank alike, if a rank cannot read the file.
-            ValueError: on every rank alike, if it is of another kind, or of another model.
-            RuntimeError: as `save`.
-        """
-        require_all_call(self.whole.everyone)
-        has_state = self.compiled and self.optimizer is not None and self.optimizer.built
-        self.whole.load_weights(filepath, self.optimizer if has_state else None, **options)
-
-    def load_checkpoint(self, filepath: str | os.PathLike) -> None:
-        """Reads this rank's weights and optimizer state from a file of the whole model.
-
-        `save`, `save_weights` or plain Keras has written it. Every rank calls it. The model must be compiled,
-        with an optimizer of the same kind.
-
-        Raises:
-            OSError: on every rank alike, if a rank cannot read the file.
-            ValueError: if the model is not compiled; on every rank alike, if the file is of another kind or
-                of another model, or holds no such optimizer's state.
-            RuntimeError: as `save`.
-        """
-        require_all_call(self.whole.everyone)
-        training.require_compiled(self, "load_checkpoint")
-        self._first_batch.build_optimizer(self)
-        self.whole.load_checkpoint(filepath, self.optimizer)
 
     # -- one batch ---------------------------------------------------------------------------------------
 
@@ -401,6 +355,18 @@ class PipelineModel(keras.Model):
 
     def _complete(self, x, y):
         return complete(x, y, needs_x=self._is_first, needs_y=self._is_last, rank=self._comm.rank)
+
+    def _completed(self, x, y):
+        """As `_complete`, and what is wrong with them, for all to hear, or None."""
+        try:
+            return *self._complete(x, y), None
+        except ValueError as error:
+            return x, y, str(error)
+
+    def _weights(self, sample_weight, class_weight) -> dict[str, Any]:
+        """Weights of samples, of use where the last stage is: elsewhere there may be no targets for them."""
+        weights = {"sample_weight": sample_weight, "class_weight": class_weight}
+        return weights if self._is_last else dict.fromkeys(weights)
 
     @property
     def _function(self) -> keras.Function:

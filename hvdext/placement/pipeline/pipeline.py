@@ -11,19 +11,23 @@ import numpy as np
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import current
+from hvdext.comm.failures import alike
 from hvdext.comm.grid import Grid, neighbours
 from hvdext.comm.names import cleaned
 from hvdext.common.arguments import suggests_keywords
 from hvdext.keras_tools.deferred import give_value, has_value
 from hvdext.keras_tools.derived import derive_anew
-from hvdext.keras_tools.functional import Calls, calls_of, clone, inputs_like, unallocated
+from hvdext.keras_tools.functional import Calls, calls_of, clone, inputs_like, name_alike, unallocated
 from hvdext.keras_tools.layers import cloned
 from hvdext.keras_tools.models import flat_layers
+from hvdext.keras_tools.overrides import overrides_problem
 from hvdext.placement.pipeline.messages import Channel
 from hvdext.placement.pipeline.model import PipelineModel, Settings
+from hvdext.placement.pipeline.repeating import require_repeatable
 from hvdext.placement.pipeline.running import Runner
 from hvdext.placement.pipeline.schedule import problem_of, programs
-from hvdext.placement.pipeline.stages import Stage, cut
+from hvdext.placement.pipeline.stages import Chunk, Stage, cut
+from hvdext.placement.pipeline.vocabularies import hand_on_vocabularies, vocabularies_of
 from hvdext.placement.pipeline.whole_model import WholeModel
 from hvdext.placement.plan.plan import Plan
 from hvdext.placement.slices.layer import SlicedLayer
@@ -80,20 +84,23 @@ def pipeline(
     grid = grid if grid is not None else Grid(pipeline=current().size)
     comm = grid.pipeline
     _require_arguments_alike(comm, model, plan, microbatches, schedule, recompute)
-    whole, values = _without_values(model)
-    plan.check(whole)
-    calls = calls_of(whole)
-    _require_open_rows(calls)
-    chunks = cut(calls, plan)
+    calls, values, chunks = alike(
+        comm, lambda: _read(model, plan), "hvd.pipeline could not cut the model", "hvdext.placement.read"
+    )
+    whole = calls.model
     facts = {f"variable {i}": f"{v.path} {tuple(v.shape)} {v.dtype}" for i, v in enumerate(whole.variables)}
     agreement.check(
         comm,
         f"hvd.pipeline of model {whole.name!r}",
-        {"model": whole.name, **facts},
+        {"model": whole.name, **facts, **vocabularies_of(calls)},
         _slices_problem(whole, grid),
     )
+    agreement.check(grid.slices, f"hvd.pipeline of model {whole.name!r}", vocabularies_of(calls))
+    hand_on_vocabularies(grid.data, whole)
     stages = {chunk.number: Stage(chunk) for chunk in chunks[comm.rank :: comm.size]}
     _give_values(list(stages.values()), values, grid.data)
+    if recompute:
+        require_repeatable(comm, list(stages.values()))
     runner = Runner(
         rank=comm.rank,
         stages=stages,
@@ -147,6 +154,15 @@ def _require_open_rows(calls: Calls) -> None:
             )
 
 
+def _read(model, plan) -> tuple[Calls, Callable, list[Chunk]]:
+    """The model's calls, what gives its variables' values, and its chunks; without the other ranks."""
+    whole, values = _without_values(model)
+    plan.check(whole)
+    calls = calls_of(whole)
+    _require_open_rows(calls)
+    return calls, values, cut(calls, plan)
+
+
 def _slices_problem(model, grid) -> str | None:
     """What is wrong with the ranks among which layers are cut: they must be at the same stage."""
     for layer in flat_layers(model):
@@ -161,21 +177,27 @@ def _slices_problem(model, grid) -> str | None:
 def _without_values(model):
     """The model's graph, and a function that gives a variable's value; None: the initial one."""
     if not isinstance(model, keras.Model):
-        try:
-            whole, scope = unallocated(model)
-        except ValueError as error:
-            if "stateless scope" not in str(error):
-                raise
+        whole, scope = unallocated(model)
+        _require_plain(whole)
+        if whole.compiled:
             raise ValueError(
-                "`model` must be a function that makes layers and nothing that has values at once: "
-                "compile what hvd.pipeline returns, and give variables of your own an initializer. "
-                f"Received: {model!r}, which makes a variable with a value."
-            ) from error
+                "`model` must be a function that builds a model and leaves it uncompiled: compile what "
+                f"hvd.pipeline returns. Received: {model!r}, which compiles {whole.name!r}."
+            )
         return whole, scope.get_current_value
-    calls_of(model)  # refuses what cannot be cut, before it is cloned
+    _require_plain(model)
     whole, _ = unallocated(lambda: clone(model, cloned, inputs_like(model)))
+    name_alike(model, whole)
     values = {id(mine): given for mine, given in zip(whole.variables, model.variables, strict=True)}
     return whole, lambda variable: values[id(variable)].numpy()
+
+
+def _require_plain(model) -> None:
+    """Refuses what cannot be cut, or would be left out."""
+    calls_of(model)
+    problem = overrides_problem(model, "hvd.pipeline")
+    if problem is not None:
+        raise ValueError(problem)
 
 
 def _give_values(stages, value_of, replicas: Communicator) -> None:

@@ -122,6 +122,21 @@ def begin(
     return [seed for ranks, _, _, seed in met if ranks == comm.ranks]
 
 
+def require_none(comm: Communicator, problem: str | None) -> None:
+    """Returns where no rank has a problem. All of `comm` call it.
+
+    Args:
+        comm: the pipeline's ranks.
+        problem: what is wrong with this rank's arguments.
+
+    Raises:
+        ValueError: on every rank alike, with the words of the first rank that has one.
+    """
+    everyone = comm.allgather_object(problem, "hvdext.placement.problem")
+    for first in filter(None, everyone):
+        raise ValueError(first)
+
+
 def shuffled_by_keras(x: Any) -> str | None:
     """What Keras shuffles of training data `x`: "rows", "batches" or nothing."""
     if isinstance(x, keras.utils.PyDataset):

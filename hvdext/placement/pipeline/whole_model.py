@@ -18,9 +18,12 @@ from hvdext.common.log import warn
 from hvdext.keras_tools.custom_objects import fresh_copy
 from hvdext.keras_tools.deferred import give_value, take_value
 from hvdext.keras_tools.functional import Calls, unallocated
+from hvdext.keras_tools.models import flat_layers
 from hvdext.keras_tools.optimizers import build
+from hvdext.keras_tools.selection import described
 from hvdext.keras_tools.slice_marks import mark_of
 from hvdext.keras_tools.slots import common_variables, is_composed, positions_of, slots_of
+from hvdext.placement.pipeline.vocabularies import gather_vocabularies
 from hvdext.placement.pipeline.whole_file import read_optimizer, read_weights
 from hvdext.placement.plan.plan import Plan
 from hvdext.placement.slices.operators import joined
@@ -49,9 +52,11 @@ class WholeModel:
     replicas: Communicator
     everyone: Communicator
     _operations: dict[str, Any] = field(init=False)
+    _as_cut: dict[str, list[str]] = field(init=False)
 
     def __post_init__(self):
         self._operations = {call.path: call.operation for call in self.calls.calls}
+        self._as_cut = {path: _variables_in(operation) for path, operation in self._operations.items()}
 
     @property
     def model(self) -> keras.Model:
@@ -74,6 +79,26 @@ class WholeModel:
     def wait_for_all(self) -> None:
         """Returns once all ranks of all pipelines have called it."""
         self.everyone.barrier("hvdext.placement.end")
+
+    def change_in(self, source: keras.Model) -> str | None:
+        """What has become of the layers since the model was cut, so that ranks would not meet; None: nothing.
+
+        Whether they are trained may change.
+
+        Args:
+            source: this rank's pipeline.
+        """
+        for path in filter(self.is_here, self._operations):
+            now = _variables_in(self._operations[path])
+            if now != self._as_cut[path]:
+                return _changed(f"layer {path!r} with {now}, which had {self._as_cut[path]} when it was cut")
+        held = {id(v) for path, layer in self._operations.items() for v in getattr(layer, "weights", [])}
+        others = [v.path for v in source.weights if id(v) not in held]
+        if others:
+            return _changed(f"the weights {others}, which no layer of the model had when it was cut")
+        ran = {id(one) for one in self._operations.values() if isinstance(one, keras.layers.Layer)}
+        strange = [one.name for stage in source.stages for one in stage.held if id(one) not in ran]
+        return _changed(f"the layers {strange}, which were not there when it was cut") if strange else None
 
     def save(self, path: str | os.PathLike, source: keras.Model, **options) -> None:
         """One rank writes the model with all ranks' values, and with the optimizer's state if there is any.
@@ -140,9 +165,17 @@ class WholeModel:
     # -- writing ---------------------------------------------------------------------------------------
 
     def _write(self, what: str, path, source, write: Callable[[keras.Model], None]) -> None:
+        change = self.change_in(source)
+        raise_on_all(
+            self.everyone,
+            None if change is None else ValueError(change),
+            f"{what} of the pipeline {self.model.name!r} to {str(path)!r} has failed",
+            "hvdext.placement.problem",
+        )
         error = None
         if self.replicas.rank == 0:
             self._tell_trainable()
+            gather_vocabularies(self.comm, self.calls, self.is_here)
             values = self._gather_weights()
             state = self._gather_optimizer(source.optimizer if source.compiled else None)
             if self.writes:
@@ -214,16 +247,20 @@ class WholeModel:
         return self.comm.allgather(tf.constant(data), "hvdext.placement.whole").numpy()
 
     def _tell_trainable(self) -> None:
-        """Layers that a rank has frozen are frozen in the saved model, too."""
-        mine = {
-            path: operation.trainable
+        """What a rank has frozen is frozen in the saved model, too: layers, those in them, variables."""
+        parts = {
+            path: [*flat_layers(operation), *operation.variables]
             for path, operation in self._operations.items()
-            if self.is_here(path) and isinstance(operation, keras.layers.Layer)
+            if isinstance(operation, keras.layers.Layer)
         }
-        for flags in self.comm.allgather_object(mine, "hvdext.placement.trainable"):
-            for path, trainable in flags.items():
-                if self._operations[path].trainable != trainable:
-                    self._operations[path].trainable = trainable
+        mine = {path: [one.trainable for one in parts[path]] for path in parts if self.is_here(path)}
+        for theirs in self.comm.allgather_object(mine, "hvdext.placement.trainable"):
+            for path, flags in theirs.items():
+                for one, trainable in zip(
+                    parts[path], flags, strict=True
+                ):  # layers hand on what they are told
+                    if one.trainable != trainable:
+                        one.trainable = trainable
 
     def _gather_optimizer(self, optimizer) -> tuple[list, dict] | None:
         """The common variables' values, and the slots' bytes by kind and index in the whole model."""
@@ -266,7 +303,9 @@ class WholeModel:
         for variable, value in zip(common_variables(optimizer), common, strict=True):
             variable.assign(value)
         for slot in slots_of(optimizer):
-            slot.variable.assign(_array(slots.pop((slot.kind, slot.index)), slot.variable))
+            value = slots.pop((slot.kind, slot.index), None)
+            if value is not None:  # unless it was frozen when the optimizer was built
+                slot.variable.assign(_array(value, slot.variable))
 
     # -- reading ---------------------------------------------------------------------------------------
 
@@ -287,6 +326,18 @@ class WholeModel:
             f"{what} of the pipeline {self.model.name!r} from {str(path)!r} has failed",
             "hvdext.placement.problem",
         )
+
+
+def _variables_in(operation) -> list[str]:
+    return [described(variable) for variable in getattr(operation, "variables", [])]
+
+
+def _changed(received: str) -> str:
+    return (
+        "A pipeline's layers must stay as they were when it was cut, but for being trained or not: change "
+        "the model before hvd.pipeline, or open a saved file in plain Keras and change that. "
+        f"Received: {received}."
+    )
 
 
 def _array(data: np.ndarray, variable) -> np.ndarray:

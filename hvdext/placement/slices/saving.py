@@ -15,9 +15,10 @@ from hvdext.common.arguments import suggests_keywords
 from hvdext.keras_tools.custom_objects import custom_objects_of, fresh_copy
 from hvdext.keras_tools.derived import settle
 from hvdext.keras_tools.functional import is_functional
-from hvdext.keras_tools.models import flat_layers
+from hvdext.keras_tools.models import flat_layers, retrace
 from hvdext.keras_tools.optimizers import build
 from hvdext.keras_tools.slice_marks import Slice, cut_axis
+from hvdext.keras_tools.vocabularies import take_along
 from hvdext.placement.slices.layer import SlicedLayer
 from hvdext.placement.slices.operators import joined
 from hvdext.placement.slices.uncut import compile_alike, uncut_clone
@@ -97,6 +98,8 @@ def load_uncut(model: keras.Model, filepath: str | os.PathLike) -> None:
         whole = tf.convert_to_tensor(value)
         variable.assign(whole if axis is None else Slice(axis, comm.rank, comm.size).of(whole))
     settle(model)
+    if take_along(source, model):
+        retrace(model)
 
 
 def _read(model, path):

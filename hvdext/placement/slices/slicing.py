@@ -12,9 +12,20 @@ from hvdext.comm.grid import Grid, slices_of
 from hvdext.common.arguments import suggests_keywords
 from hvdext.keras_tools.deferred import first_value
 from hvdext.keras_tools.derived import derive_anew
-from hvdext.keras_tools.functional import clone, inputs_like, is_builder, is_functional, unallocated
+from hvdext.keras_tools.functional import (
+    clone,
+    inputs_like,
+    is_builder,
+    is_functional,
+    is_kerass_own,
+    name_alike,
+    unallocated,
+)
 from hvdext.keras_tools.layers import cloned
+from hvdext.keras_tools.models import flat_layers
+from hvdext.keras_tools.overrides import overridden
 from hvdext.keras_tools.slice_marks import mark_of
+from hvdext.keras_tools.vocabularies import lookup_layers, set_vocabulary_of, vocabulary_of
 from hvdext.placement.slices.attention import SlicedGroupQueryAttention, SlicedMultiHeadAttention
 from hvdext.placement.slices.convolution import SlicedConv2D
 from hvdext.placement.slices.dense import ColumnDense, RowDense
@@ -65,11 +76,14 @@ def slice_layers(
     comm = slices_of(grid)
     model, scope = _model_of(model)
     shapes = [f"{tuple(v.shape)} {tf.as_dtype(v.dtype).name}" for v in model.variables]
-    agreement.check(comm, "hvd.slice_layers", {"rules": dict(rules), "variables": shapes})
+    # A layer that has none of its own on one rank alone would leave the others waiting below.
+    kinds = [type(layer).__name__ for layer in lookup_layers(model)]
+    facts = {"rules": dict(rules), "variables": shapes, "layers with vocabularies": kinds}
+    agreement.check(comm, "hvd.slice_layers", facts, _class_problem(model))
     cuts = cuts_of(model, rules)
     with blank_parts():
         cut = clone(model, lambda layer: _cut_layer(layer, cuts, comm), inputs_like(model), recursive=True)
-    assert _names(cut) == _names(model)
+    name_alike(model, cut)
     # The names of the exchanges: a rank that has made another Sequential model before has numbered this one.
     paths = [v.path for v in cut.variables if mark_of(v) is not None]
     agreement.check(comm, "hvd.slice_layers", {"paths of what is cut (name the model and its layers)": paths})
@@ -79,6 +93,7 @@ def slice_layers(
         marked = mark_of(target)
         target.assign(value if marked is None else marked[0].of(value))
     derive_anew([cut])
+    _hand_on_vocabularies(comm, cut)
     return cut
 
 
@@ -105,9 +120,31 @@ def _model_of(model):
     return model, scope
 
 
-def _names(model):
-    # Random generators are numbered through the process.
-    return [v.name if v.name == "seed_generator_state" else v.path for v in model.variables]
+def _class_problem(model) -> str | None:
+    """What is wrong with the classes of a model, and of those in it, whose copies are of plain ones."""
+    for one in filter(is_functional, flat_layers(model)):
+        # Keras makes a plain one of what it cannot construct in its own way.
+        is_kept = not isinstance(one, keras.Sequential) and is_kerass_own(type(one), "__init__")
+        changed = overridden(one, by_class=not is_kept) if one is model else []
+        if not is_kept:
+            changed += [f"{type(one).__name__}.call"] * (not is_kerass_own(type(one), "call"))
+        if changed:
+            return (
+                "`model` must be of classes without a constructor of their own that are no Sequential, or "
+                "without methods of their own: cut models are made anew of layers, and these would be left "
+                f"out. Received: {type(one).__name__} {one.name!r} with {', '.join(changed)}. Use the cut "
+                "layers (hvd.ColumnDense, ...) in its own code."
+            )
+    return None
+
+
+def _hand_on_vocabularies(comm, model):
+    layers = lookup_layers(model)
+    if not layers:
+        return
+    contents = comm.broadcast_object(list(map(vocabulary_of, layers)), 0, "hvdext.slices.vocabularies")
+    for layer, content in zip(layers, contents, strict=True):
+        set_vocabulary_of(layer, content)
 
 
 def _cut_layer(layer: keras.layers.Layer, cuts: Cuts, comm) -> keras.layers.Layer:

@@ -16,6 +16,7 @@ It applies to every Keras optimizer as soon as one of its variables is cut.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import keras
 import tensorflow as tf
@@ -23,7 +24,7 @@ from keras.optimizers import LossScaleOptimizer
 
 from hvdext.comm.communicator import Communicator
 from hvdext.gradients.keras_apply import put_before
-from hvdext.gradients.tensors import all_finite, clipped, poisoned, squared_norm
+from hvdext.gradients.tensors import all_finite, clipped, is_overwritten, poisoned, squared_norm
 from hvdext.keras_tools.optimizers import iterations_of, trained_by
 from hvdext.keras_tools.slice_marks import mark_of
 from hvdext.keras_tools.xla import refuse_xla
@@ -31,6 +32,8 @@ from hvdext.placement.slices.sample_check import fingerprints
 
 CHECK_EVERY = 100  # updates between two comparisons
 TOLERANCE = 1e-3  # equal samples give equal bits on machines that are alike, others differ by about 1
+
+_PARTS = "_hvdext_parts"  # of an optimizer whose global norm is somebody else's: what it is about to apply
 
 # Adafactor factors the squares of a matrix, Lamb scales by norms of a layer, Muon orthogonalizes a matrix.
 _REFUSED = (keras.optimizers.Adafactor, keras.optimizers.Lamb, keras.optimizers.Muon)
@@ -96,6 +99,38 @@ def require_elementwise(optimizer: keras.optimizers.Optimizer, variables: Sequen
         )
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """Which of the gradients that an optimizer is about to apply are slices', and of whose group."""
+
+    comm: Communicator | None = None
+    cut: tuple[bool, ...] = ()
+
+
+def leave_global_norm(optimizer: keras.optimizers.Optimizer) -> None:
+    """Has somebody else clip an optimizer's gradients by their global norm, who asks `squares_of` for it."""
+    setattr(optimizer, _PARTS, _Parts())
+
+
+def squares_of(optimizer: keras.optimizers.Optimizer, gradients: Sequence) -> tf.Tensor:
+    """The square of the norm of whole gradients, slices' over their group: float32, a scalar.
+
+    All ranks of the group call it while they apply the same.
+
+    Args:
+        optimizer: one for which `leave_global_norm` was called.
+        gradients: what Keras clips: those that `apply` was given, without None.
+    """
+    parts: _Parts = getattr(optimizer, _PARTS)
+    zero = tf.zeros([], tf.float32)
+    if parts.comm is None:
+        return sum(map(squared_norm, gradients), zero)
+    pairs = list(zip(gradients, parts.cut, strict=True))
+    cut = sum((squared_norm(g) for g, is_cut in pairs if is_cut), zero)
+    (total,) = parts.comm.allreduce([cut], "hvdext.slices.update.norm")
+    return total + sum((squared_norm(g) for g, is_cut in pairs if not is_cut), zero)
+
+
 def _prepared(optimizer, comm, gradients, variables):
     refuse_xla("cut layers")
     require_elementwise(optimizer, variables)
@@ -107,6 +142,11 @@ def _prepared(optimizer, comm, gradients, variables):
             g if s is None else clipped(g, s, optimizer.clipnorm)
             for g, s in zip(gradients, squares, strict=True)
         ]
+    if optimizer.global_clipnorm and hasattr(optimizer, _PARTS):  # who clips asks `squares_of`
+        applied = [v for g, v in zip(gradients, variables, strict=True) if g is not None]
+        cut = tuple(mark_of(v) is not None for v in applied if not is_overwritten(v))
+        setattr(optimizer, _PARTS, _Parts(comm, cut))
+        return gradients
     if optimizer.global_clipnorm:
         present = [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
         zero = tf.zeros([], tf.float32)
