@@ -60,6 +60,7 @@ _HOMES = {
     "join": "hvdext.gradients.join",
     "largest_difference": "hvdext.collectives.variables",
     "load_model": "hvdext.gradients.load_model",
+    "loss_weight": "hvdext.collectives.loss_weight",
     "load_uncut": "hvdext.placement.slices.saving",
     "local_rank": "hvdext.launch.topology",
     "local_size": "hvdext.launch.topology",

@@ -199,8 +199,11 @@ def reducible(value, argument, comm, how):
             raise ValueError(
                 f"`op` must be hvd.Average or hvd.Sum for tf.IndexedSlices. Received: op={op.value}."
             )
-        if not dtype.is_floating:
-            raise TypeError(f"`{argument}` must be floating in tf.IndexedSlices. Received: {dtype.name}.")
+        if not dtype.is_floating and _factor(how) != 1:
+            raise TypeError(
+                f"`{argument}` must be floating in tf.IndexedSlices that `prescale_factor` or "
+                f"`postscale_factor` multiply. Received: {dtype.name}."
+            )
         return value
     if op is ReduceOp.ADASUM and not dtype.is_floating:
         raise TypeError(f"`{argument}` must be floating for op=Adasum. Received: dtype {dtype.name}.")

@@ -65,7 +65,8 @@ def allreduce(
 
     Args:
         value: real numbers; the same shape and dtype on every rank. `tf.IndexedSlices` are gathered, and
-            ranks may hold different numbers of slices.
+            ranks may hold different numbers of slices; as in Horovod, an average of integers in slices is
+            floating (float32 of 8 and 16 bits, float64 of more).
         name: the collective's name; None: by position.
         average: Horovod's old argument. True: `op=hvd.Average`, False: `op=hvd.Sum`.
         prescale_factor: with Average and Sum, each rank's value is multiplied by it first.
@@ -440,9 +441,13 @@ def _allreduce_all(comm, values, name, device_dense, device_sparse, how):
 
 def _gathered_slices(comm, slices, name, *, op, compression, prescale, postscale):
     dtype = slices.values.dtype
-    half = compression is Compression.fp16 and dtype.size > 2
+    half = compression is Compression.fp16 and dtype.is_floating and dtype.size > 2
     factor = prescale * postscale / (comm.size if op is ReduceOp.AVERAGE else 1)
     wire = tf.cast(slices.values, tf.float16 if half else dtype)
     values = tf.cast(differentiable.allgather(comm, wire, name), dtype)
     indices = comm.allgather(slices.indices, f"{name}.indices")
-    return tf.IndexedSlices(values * tf.constant(factor, dtype), indices, slices.dense_shape)
+    if dtype.is_floating:
+        values *= tf.constant(factor, dtype)
+    elif op is ReduceOp.AVERAGE:
+        values /= tf.constant(comm.size, dtype)  # floating, as Horovod's
+    return tf.IndexedSlices(values, indices, slices.dense_shape)

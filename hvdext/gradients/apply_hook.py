@@ -13,7 +13,6 @@ import keras
 import tensorflow as tf
 from keras.optimizers import LossScaleOptimizer
 
-from hvdext.comm import agreement
 from hvdext.comm.guards import guards_of
 from hvdext.comm.ledger import Ledger
 from hvdext.common.log import warn
@@ -21,8 +20,10 @@ from hvdext.gradients.accumulation import Accumulator
 from hvdext.gradients.exchange import GradientExchange
 from hvdext.gradients.guard import Guard
 from hvdext.gradients.keras_apply import put_before
+from hvdext.gradients.sums import marked
 from hvdext.gradients.tensors import all_finite, as_tensors, is_overwritten, poisoned, times, values_of
-from hvdext.gradients.uneven import RollCall, empty_gradients, kinds_of
+from hvdext.gradients.uneven import RollCall, common_kinds, empty_gradients, kinds_of
+from hvdext.gradients.weighing import Weighing, weighed
 from hvdext.keras_tools.autograph import without_autograph
 from hvdext.keras_tools.optimizers import (
     before_clipping,
@@ -36,7 +37,7 @@ from hvdext.keras_tools.optimizers import (
     updaters_of,
     with_members,
 )
-from hvdext.keras_tools.selection import described, identity_of, path_of
+from hvdext.keras_tools.selection import identity_of, path_of
 from hvdext.keras_tools.slots import common_variables, slots_of
 from hvdext.keras_tools.xla import refuse_xla
 
@@ -68,10 +69,12 @@ class ApplyHook:
         optimizer: keras.optimizers.Optimizer,
         exchange: GradientExchange,
         accumulator: Accumulator | None,
+        weighing: Weighing,
     ):
         self.optimizer = optimizer
         self.exchange = exchange
         self.accumulator = accumulator
+        self.weighing = weighing
         self._plain_apply = optimizer.apply
         self._ready_for: Callable[[], Ledger | None] = lambda: None  # the job whose ranks have agreed
         self._ready_ranks: tuple[int, ...] = ()  # which of them have
@@ -125,28 +128,45 @@ class ApplyHook:
             self._step(outer, gradients, variables)
 
     def _step(self, outer, gradients, variables):
+        weight = self.weighing.count()
         if self.has_keras_accumulation:
+            gradients = self._weighed(gradients, variables, weight, weight)
             self._accumulate_in_keras(gradients, variables)
             return
         scale = loss_scale(outer)
-        gradients = times(gradients, 1 / scale)
-        if self.accumulator is None:
-            self._update(outer, gradients, variables, scale)
+        gradients = marked(times(gradients, 1 / scale), variables)
+        accumulator = self.accumulator
+        if accumulator is None:
+            self._update(outer, gradients, variables, scale, weight, weight)
             return
+        if weight is not None:
+            gradients = weighed(gradients, variables, weight)
         # The condition counts steps, so all ranks enter the exchange together.
-        full = self.accumulator.add(gradients, variables, [is_overwritten(v) for v in variables])
-        tf.cond(
-            full,
-            lambda: self._update(outer, self.accumulator.take(), variables, scale),
-            lambda: tf.constant(False),
-        )
+        full = accumulator.add(gradients, variables, list(map(is_overwritten, variables)), weight)
 
-    def _update(self, outer, gradients, variables, scale):
-        """Combines gradients over the ranks and lets Keras do the rest."""
-        contributors = self._roll_call.take(True) if self._roll_call else None
+        def update():
+            sums = None if weight is None else accumulator.weight()
+            return self._update(outer, accumulator.take(), variables, scale, accumulator.passes, sums)
+
+        tf.cond(full, update, lambda: tf.constant(False))
+
+    def _update(self, outer, gradients, variables, scale, factor, weight):
+        """Combines gradients over the ranks and lets Keras do the rest; `factor`, `weight`: see `_weighed`."""
+        contributors, total = self._roll_call.take(True, weight) if self._roll_call else (None, None)
+        gradients = self._weighed(gradients, variables, factor, weight, contributors, total)
         combined = self._combined(outer, gradients, variables, contributors)
         self._apply_combined(outer, times(combined, scale), variables)  # Keras removes the scale again
         return tf.constant(True)
+
+    def _weighed(self, gradients, variables, factor, weight, ranks=None, total=None):
+        """`factor * gradient`, divided by the mean of the ranks' weights; None in `weight`: as they are."""
+        if weight is None:
+            return gradients
+        ranks = self.exchange.comm().size if ranks is None else ranks
+        total = self.weighing.total(weight) if total is None else total
+        return weighed(
+            gradients, variables, tf.math.divide_no_nan(ranks * tf.cast(factor, tf.float64), total)
+        )
 
     def _combined(self, outer, gradients, variables, contributors):
         with tf.control_dependencies([self._looked(variables)]):
@@ -267,7 +287,7 @@ class ApplyHook:
         assert self._roll_call is not None, "join() comes first"
         assert self._kinds is not None, "join() comes first"
         kinds = self._kinds
-        contributors = self._roll_call.take(False)
+        contributors, _ = self._roll_call.take(False)
 
         def update():
             gradients = empty_gradients(kinds, variables)
@@ -334,6 +354,7 @@ class ApplyHook:
                 "backward_passes_per_step": accumulator.passes if accumulator else 1,
                 "average_aggregated_gradients": accumulator.average if accumulator else None,
                 "uneven batches": self._roll_call is not None,
+                "weight_by": self.weighing.described,
                 "guards": guards_of(self.exchange.comm()),
             }
             if self.has_keras_accumulation:  # Keras exchanges by this count
@@ -342,7 +363,7 @@ class ApplyHook:
             self.exchange.agree(subject, gradients, variables, settings)
             self._kinds = None if gradients is None else kinds_of(gradients)
             if self._roll_call is not None:
-                self._kinds = _common_kinds(self.exchange.comm(), subject, self._kinds, variables)
+                self._kinds = common_kinds(self.exchange.comm(), subject, self._kinds, variables)
         # Only now do all ranks know the same local variables, and fail alike.
         if self.exchange.comm().size > 1:
             _check_clipping(self.optimizer, variables, self.exchange.is_shared(variables))
@@ -381,18 +402,6 @@ def _built_variables(outer, gradients, trainable_variables):
         )
     build(outer, variables)
     return variables
-
-
-def _common_kinds(comm, subject, kinds, variables):
-    """What the gradients are made of, told by a rank that has some; compares the variables of all.
-
-    Ranks without a gradient have compared nothing before.
-    """
-    mine = {f"variable {i}": described(v) for i, v in enumerate(variables)}
-    everyone = comm.allgather_object((kinds, mine), "hvdext.agreement.kinds")
-    if any(theirs != mine for _, theirs in everyone):
-        raise ValueError(agreement.disagreement(subject, [facts for _, facts in everyone], comm.ranks))
-    return next((kinds for kinds, _ in everyone if kinds is not None), None)
 
 
 def check_members(target):

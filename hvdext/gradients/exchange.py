@@ -19,6 +19,7 @@ from hvdext.gradients import buckets
 from hvdext.gradients.accumulation import kind_of
 from hvdext.gradients.options import ExchangeOptions
 from hvdext.gradients.pattern import Pattern
+from hvdext.gradients.sums import added_up
 from hvdext.gradients.tensors import is_overwritten, map_gradient
 from hvdext.keras_tools.selection import described, identity_of, path_of, selected
 
@@ -27,8 +28,8 @@ class GradientExchange:
     """Combines gradients over the ranks.
 
     Dense gradients travel in buckets (`hvdext.gradients.buckets`). Sparse ones (`tf.IndexedSlices`) are
-    gathered, so that the optimizer sees the slices of all ranks as it would see those of one large batch.
-    Gradients of variables that are not selected stay local.
+    gathered, so that the optimizer sees the slices of all ranks as it would see those of one large batch
+    (`hvdext.gradients.sums`). Gradients of variables that are not selected stay local.
 
     With one rank everything comes back as it is.
 
@@ -125,15 +126,15 @@ class GradientExchange:
         Call it on every rank of the exchange, with gradients of the same kinds and shapes.
 
         Args:
-            gradients: `tf.Tensor`, `tf.IndexedSlices` or None, one per variable.
+            gradients: `tf.Tensor`, `tf.IndexedSlices` or None, one per variable; `marked`.
             variables: the variables they belong to.
             contributors: how many ranks an average is over, a float64 scalar; None: all of them.
             places: where the variables stand among those of whom `agree` has been told; empty: there.
         """
         comm = self.comm()
-        result: list[Any] = list(gradients)
         if comm.size == 1:
-            return result
+            return [added_up(g, v) for g, v in zip(gradients, variables, strict=True)]
+        result: list[Any] = list(gradients)
         shared = self.is_shared(variables)
         dense = self._dense_indices(gradients, variables, shared)
         lists = self._buckets(dense, variables)
@@ -159,7 +160,7 @@ class GradientExchange:
             job()
         if contributors is not None:
             self._rescale(result, variables, shared, comm.size / contributors)
-        return result
+        return [added_up(g, v) for g, v in zip(result, variables, strict=True)]
 
     def _rescale(self, result, variables, shared, factor):
         """Turns averages over all ranks into averages over those that contribute."""
@@ -276,4 +277,4 @@ def _item_bytes(variable):
 
 
 def _dense(gradient, variable):
-    return tf.ensure_shape(tf.convert_to_tensor(gradient), variable.shape)
+    return tf.ensure_shape(tf.convert_to_tensor(added_up(gradient, variable)), variable.shape)

@@ -15,7 +15,9 @@ from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import suggests_keywords
 from hvdext.gradients.exchange import GradientExchange
 from hvdext.gradients.options import ExchangeOptions, old_groups
+from hvdext.gradients.sums import marked
 from hvdext.keras_tools.autograph import without_autograph
+from hvdext.keras_tools.lookups import note_sparse_lookups
 from hvdext.keras_tools.selection import Select, path_of
 
 _AGREED = "gradient exchanges that the ranks of the job have compared"  # in the ledger's notes
@@ -60,6 +62,7 @@ class DistributedGradientTape:
     ):
         if not isinstance(gradtape, tf.GradientTape):
             raise TypeError(f"`gradtape` must be a tf.GradientTape. Received: {gradtape!r}.")
+        note_sparse_lookups()
         self._tape = gradtape
         self._local: list = []
         self._options = ExchangeOptions.from_arguments(locals(), groups=old_groups(num_groups, groups))
@@ -103,7 +106,7 @@ class DistributedGradientTape:
             with tf.init_scope():
                 exchange.agree("DistributedGradientTape", flat_gradients, flat_sources, {})
             agreed.add(exchange.name)
-        combined = exchange.combine(flat_gradients, flat_sources)
+        combined = exchange.combine(marked(flat_gradients, flat_sources), flat_sources)
         return tf.nest.pack_sequence_as(sources, combined)
 
     def _exchange(self, sources):

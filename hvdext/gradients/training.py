@@ -13,8 +13,13 @@ from hvdext.keras_tools.models import optimizers_of
 
 def told_by_fit(model: keras.Model, x: Any) -> keras.callbacks.Callback | None:
     """The callback for a `fit` of `model` on `x`; None if none of its optimizers exchanges gradients."""
-    hooks = [hook for optimizer in optimizers_of(model) for hook in hooks_of(optimizer)]
+    hooks = hooks_in(model)
     return _Teller(model, hooks, x) if hooks else None
+
+
+def hooks_in(model: keras.Model) -> list[ApplyHook]:
+    """The hooks of all optimizers that train `model`."""
+    return [hook for optimizer in optimizers_of(model) for hook in hooks_of(optimizer)]
 
 
 class _Teller(keras.callbacks.Callback):

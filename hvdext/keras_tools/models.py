@@ -22,6 +22,11 @@ def flat_layers(layer: keras.Layer, *, include_self: bool = True) -> list[keras.
     return layer._flatten_layers(include_self=include_self)
 
 
+def added_losses(model: keras.Model) -> list[Any]:
+    """The losses that layers have added in their calls, without penalties of weights."""
+    return [loss for layer in flat_layers(model) for loss in layer._get_own_losses()]
+
+
 def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     """The optimizer that a model is compiled with, and those in its attributes, also in lists and dicts."""
     found = {
