@@ -440,4 +440,4 @@ def test_another_job_agrees_anew():
         run_ranks(3, one)
     variables[2][0].assign([-1.5])
     optimizers[2].iterations.assign(1)
-    assert run_ranks(3, one) == [(-3.5, 1), (-3.5, 1), (-3.5, 1)]
+    assert run_ranks(3, one) == [(-3.5, 2), (-3.5, 2), (-3.5, 2)]
