@@ -17,8 +17,9 @@ from hvdext.common.log import warn
 from hvdext.gradients.apply_hook import exchanges, hook_of
 from hvdext.keras_tools.derived import derive_anew, settle
 from hvdext.keras_tools.models import has_call, is_built, model_variables, optimizers_of, unbuilt_layers
-from hvdext.keras_tools.optimizers import build
+from hvdext.keras_tools.optimizers import build, trained_by, updaters_of
 from hvdext.keras_tools.selection import identity_of
+from hvdext.keras_tools.slots import slots_of
 from hvdext.keras_tools.train_step import trace_with
 from hvdext.sync.attachment import attached
 
@@ -37,7 +38,8 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
     Args:
         root_rank: the rank whose variables count.
         device: accepted for Horovod's sake; the exchange happens where the variables are.
-        local_variables: a variable, or several, that each rank keeps its own values of.
+        local_variables: a variable, or several, that each rank keeps its own values of, and of what an
+            optimizer keeps beside them; they may have other shapes on other ranks.
 
     Raises:
         ValueError: if `root_rank` is no rank or `local_variables` holds something else; when training begins,
@@ -115,9 +117,20 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
     def _broadcast(self):
         if not any(map(exchanges, _others_of(self.model))):  # else it is one that Keras has made up
             build(self.model.optimizer, self.model.trainable_variables)
-        shared = [v for v in model_variables(self.model) if identity_of(v) not in self._local]
+        local = self._local | self._slots_of_local()
+        shared = [v for v in model_variables(self.model) if identity_of(v) not in local]
         broadcast_variables(shared, self._root_rank)
         self._once.note(self.model, current())
+
+    def _slots_of_local(self):
+        """What optimizers keep beside a local variable is this rank's own too, and may have its shape."""
+        updaters = [u for optimizer in optimizers_of(self.model) for u in updaters_of(optimizer)]
+        return {
+            identity_of(slot.variable)
+            for updater in updaters
+            for slot in slots_of(updater)
+            if identity_of(trained_by(updater)[slot.index]) in self._local
+        }
 
     def _is_done(self):
         return self._once.is_done(self.model, current())

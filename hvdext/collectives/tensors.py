@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from hvdext.collectives import differentiable
@@ -39,6 +38,7 @@ from hvdext.collectives.arguments import (
 )
 from hvdext.collectives.compression import Compression
 from hvdext.collectives.reduce_op import ReduceOp
+from hvdext.collectives.variables import spread
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import also_called, suggests_keywords
 from hvdext.keras_tools.autograph import without_autograph
@@ -243,9 +243,9 @@ def broadcast(
             together, then on every rank.
     """
     comm = comm_of(process_set)
-    root = place_of_root(comm, root_rank)
     label = collective_name("broadcast", name)
     with own_complaint(comm, label):
+        root = place_of_root(comm, root_rank)
         tensor = dense(converted(value, "value"), "value")
     with engine_complaint(comm, "value"):
         return differentiable.broadcast(comm, tensor, root, label)
@@ -272,19 +272,7 @@ def broadcast_(
             then on every rank.
     """
     comm = comm_of(process_set)
-    root = place_of_root(comm, root_rank)
-    strangers = [v for v in variables if not isinstance(v, (tf.Variable, keras.Variable))]
-    if strangers:
-        raise TypeError(f"`variables` must hold Keras or TensorFlow variables. Received: {strangers}.")
-    values = group(comm, variables, "broadcast_", lambda tensor: tensor, True)
-    if not values:
-        return []
-    label = collective_name("broadcast_", name)
-    with engine_complaint(comm, "variables"):
-        received = comm.broadcast(values, root, label)
-    for variable, new in zip(variables, received, strict=True):
-        variable.assign(new)
-    return received
+    return spread(comm, variables, root_rank, "broadcast_", collective_name("broadcast_", name))
 
 
 @suggests_keywords

@@ -10,13 +10,17 @@ import tensorflow as tf
 
 from hvdext.collectives.arguments import place_of_root
 from hvdext.comm import agreement
+from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import current
+from hvdext.comm.names import numbered
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import suggests_keywords
+from hvdext.keras_tools.autograph import without_autograph
 from hvdext.keras_tools.selection import content_of
 
 
 @suggests_keywords
+@without_autograph
 def broadcast_variables(
     variables: Sequence,
     root_rank: int = 0,
@@ -24,6 +28,8 @@ def broadcast_variables(
     inplace: bool = False,
 ) -> None:
     """Assigns rank `root_rank`'s values to `variables` on every rank.
+
+    Within a `tf.function` it does so in each run of the function's graph.
 
     As with Keras' `set_weights`, an adapted `Normalization` goes on with what it has derived from its
     variables before: call its `finalize_state()` afterwards. The callbacks of hvdext do so.
@@ -36,25 +42,58 @@ def broadcast_variables(
             here the values are assigned, with the same result either way.
 
     Raises:
+        TypeError: if `variables` holds something else.
         ValueError: if `root_rank` is not one of the ranks; on every rank alike, if the ranks' variables
-            differ.
+            differ (within a `tf.function` a `tf.errors.InvalidArgumentError` when it runs).
     """
     variables = _require_variables(variables)
     comm = current()
     if process_set is not None:
         comm = comm.subset(process_set.ranks)
-    root = place_of_root(comm, root_rank)
-    facts: dict[str, object] = {"root_rank": root_rank, "number of variables": len(variables)}
-    for i, v in enumerate(variables):
-        facts[f"variable {i}"] = content_of(v)
-    agreement.check(comm, "broadcast_variables", facts)
+    spread(comm, variables, root_rank, "broadcast_variables", numbered("hvdext.broadcast.variables"))
+
+
+def spread(comm: Communicator, variables: Sequence, root_rank: int, subject: str, name: str) -> list:
+    """Assigns rank `root_rank`'s values to `variables`, compared over the ranks first; returns the values.
+
+    Args:
+        comm: among which ranks.
+        variables: as for `broadcast_variables`.
+        root_rank: as for `broadcast_variables`.
+        subject: what the user has called, for the message.
+        name: the collective's name.
+
+    Raises:
+        TypeError, ValueError: as `broadcast_variables`.
+    """
+    facts: dict[str, object] = {"root_rank": root_rank}
+    problem: Exception | None = None
+    try:
+        root, variables = place_of_root(comm, root_rank), _checked(variables)
+        facts |= {"number of variables": len(variables)}
+        facts |= {f"variable {i}": content_of(v) for i, v in enumerate(variables)}
+    except (TypeError, ValueError) as error:  # told to the other ranks first, who would wait for this one
+        problem = error
+        facts["error"] = str(error)
+    if tf.executing_eagerly():
+        agreement.check(comm, subject, facts)
+    if problem is not None:
+        raise problem
     if comm.size == 1 or not variables:
-        return
-    values = [tf.convert_to_tensor(variable) for variable in variables]
-    for variable, value in zip(
-        variables, comm.broadcast(values, root, "hvdext.broadcast.variables"), strict=True
-    ):
-        variable.assign(value)
+        return [tf.convert_to_tensor(variable) for variable in variables]
+    with tf.control_dependencies(agreement.check_in_graph(comm, subject, facts, name)):
+        received = comm.broadcast([tf.convert_to_tensor(variable) for variable in variables], root, name)
+        for variable, value in zip(variables, received, strict=True):
+            variable.assign(value)
+    return received
+
+
+def _checked(variables):
+    variables = list(variables)
+    strangers = [v for v in variables if not isinstance(v, (tf.Variable, keras.Variable))]
+    if strangers:
+        raise TypeError(f"`variables` must hold Keras or TensorFlow variables. Received: {strangers}.")
+    return variables
 
 
 @suggests_keywords

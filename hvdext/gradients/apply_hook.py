@@ -17,9 +17,11 @@ from hvdext.comm.guards import guards_of
 from hvdext.comm.ledger import Ledger
 from hvdext.common.log import warn
 from hvdext.gradients.accumulation import Accumulator
+from hvdext.gradients.checks import check_clipping, check_keras_accumulation
 from hvdext.gradients.exchange import GradientExchange
 from hvdext.gradients.guard import Guard
 from hvdext.gradients.keras_apply import put_before
+from hvdext.gradients.local_part import local_on_any, placed, shared_of
 from hvdext.gradients.sums import marked
 from hvdext.gradients.tensors import all_finite, as_tensors, is_overwritten, poisoned, times, values_of
 from hvdext.gradients.uneven import RollCall, common_kinds, empty_gradients, kinds_of
@@ -78,7 +80,8 @@ class ApplyHook:
         self._plain_apply = optimizer.apply
         self._ready_for: Callable[[], Ledger | None] = lambda: None  # the job whose ranks have agreed
         self._ready_ranks: tuple[int, ...] = ()  # which of them have
-        self._kinds: list | None = None  # what the gradients are made of
+        self._kinds: list | None = None  # what the exchanged gradients are made of
+        self._local: list[str] = []  # paths of what stays local on any rank
         self._roll_call: RollCall | None = None
         self._follow_traced: tuple | None = None  # (outer, ids of variables, function)
         self._guard = Guard(exchange.name)
@@ -151,7 +154,7 @@ class ApplyHook:
         tf.cond(full, update, lambda: tf.constant(False))
 
     def _update(self, outer, gradients, variables, scale, factor, weight):
-        """Combines gradients over the ranks and lets Keras do the rest; `factor`, `weight`: see `_weighed`."""
+        """Combines gradients over the ranks and lets Keras do the rest; see `_weighed`."""
         contributors, total = self._roll_call.take(True, weight) if self._roll_call else (None, None)
         gradients = self._weighed(gradients, variables, factor, weight, contributors, total)
         combined = self._combined(outer, gradients, variables, contributors)
@@ -194,8 +197,10 @@ class ApplyHook:
         return [(path_of(variable), variable) for variable in held]
 
     def _places(self, variables):
-        """Where `variables`, of which some steps may leave some out, stand among all that are trained."""
-        places = {identity_of(variable): i for i, variable in enumerate(trained_by(self.optimizer))}
+        """Where `variables`, of which some steps may leave some out, stand among all that are exchanged."""
+        trained = trained_by(self.optimizer)
+        exchanged = shared_of(trained, self.exchange.is_shared(trained))
+        places = {identity_of(variable): i for i, variable in enumerate(exchanged)}
         return [places.get(identity_of(variable)) for variable in variables]
 
     def _apply_combined(self, outer, combined, variables):
@@ -286,14 +291,14 @@ class ApplyHook:
         """One update of the others; returns how many ranks have contributed to it."""
         assert self._roll_call is not None, "join() comes first"
         assert self._kinds is not None, "join() comes first"
-        kinds = self._kinds
+        shared = self.exchange.is_shared(variables)  # what is local waits for this rank's next batch
+        kinds = placed(self._kinds, shared)
         contributors, _ = self._roll_call.take(False)
 
         def update():
             gradients = empty_gradients(kinds, variables)
             scale = loss_scale(outer)
             combined = self._combined(outer, gradients, variables, contributors)
-            shared = self.exchange.is_shared(variables)  # what is local waits for this rank's next batch
             pairs = [
                 (g, v) for g, v, s in zip(combined, variables, shared, strict=True) if s and g is not None
             ]
@@ -311,7 +316,7 @@ class ApplyHook:
         comm = self.exchange.comm()
         shared = self.exchange.is_shared(variables)
         local = [g for g, s in zip(gradients, shared, strict=True) if g is not None and not s]
-        if comm.size == 1 or not local:
+        if comm.size == 1 or not self._local:
             return combined
         name = f"hvdext.grad.{self.exchange.name}.finite"
         (ranks,) = comm.allreduce([tf.cast(all_finite(local), tf.float32)], name)
@@ -344,7 +349,7 @@ class ApplyHook:
 
         `gradients` is None on a rank that has had no batch yet.
         """
-        _check_keras_accumulation(outer, self.optimizer, variables)
+        check_keras_accumulation(outer, self.optimizer, variables)
         check_members(self.optimizer)
         accumulator = self.accumulator
         with tf.init_scope():  # eagerly, also while Keras traces its training step
@@ -361,12 +366,14 @@ class ApplyHook:
                 settings["iterations"] = int(iterations_of(self.optimizer))
             subject = f"DistributedOptimizer {self.optimizer.name!r}"
             self.exchange.agree(subject, gradients, variables, settings)
-            self._kinds = None if gradients is None else kinds_of(gradients)
+            shared = self.exchange.is_shared(variables)
+            self._kinds = None if gradients is None else kinds_of(shared_of(gradients, shared))
             if self._roll_call is not None:
-                self._kinds = common_kinds(self.exchange.comm(), subject, self._kinds, variables)
-        # Only now do all ranks know the same local variables, and fail alike.
-        if self.exchange.comm().size > 1:
-            _check_clipping(self.optimizer, variables, self.exchange.is_shared(variables))
+                exchanged = shared_of(variables, shared)
+                self._kinds = common_kinds(self.exchange.comm(), subject, self._kinds, exchanged)
+            if self.exchange.comm().size > 1:
+                self._local = local_on_any(self.exchange, variables)
+                check_clipping(self.optimizer, self._local)
 
 
 def _before_loss_scale(outer, gradients, trainable_variables, proceed):
@@ -418,30 +425,3 @@ def check_members(target):
                 "`backward_passes_per_step`. Received: gradient_accumulation_steps="
                 f"{member.gradient_accumulation_steps} on {member.name!r}."
             )
-
-
-def _check_clipping(target, variables, shared):
-    """Refuses a norm over gradients that differ between ranks: it would scale the exchanged ones apart."""
-    local = [path_of(v) for v, s in zip(variables, shared, strict=True) if not s]
-    for optimizer in with_members(target):
-        if local and optimizer.global_clipnorm:
-            raise ValueError(
-                "`global_clipnorm` must be None where some gradients stay local, since their norm differs "
-                "between ranks: use `clipnorm`. Received: "
-                f"global_clipnorm={optimizer.global_clipnorm} with local {local}."
-            )
-
-
-def _check_keras_accumulation(outer, target, variables):
-    """Refuses what Keras' own accumulation cannot do alike on all ranks."""
-    steps = target.gradient_accumulation_steps
-    if not steps:
-        return
-    overwritten = [v.path for v in variables if is_overwritten(v)]
-    if isinstance(outer, LossScaleOptimizer) or overwritten:
-        what = f"float8 variables {overwritten}" if overwritten else "a LossScaleOptimizer"
-        raise ValueError(
-            "`gradient_accumulation_steps` must be None with loss scaling or float8 layers, where ranks "
-            "would fall out of step: use `backward_passes_per_step`. Received: "
-            f"gradient_accumulation_steps={steps} with {what}."
-        )
