@@ -75,9 +75,9 @@ class SampleCounter:
     @staticmethod
     def is_needed(model, kind: str = "train") -> bool:
         """Whether a step of the user's own decides what Keras' mean of the loss counts."""
-        step = getattr(getattr(model, f"{kind}_step"), "__func__", None)
-        package = getattr(step, "__module__", "").partition(".")[0]
-        return package not in ("keras", "hvdext")
+        name = f"{kind}_step"
+        owners = [next(cls for cls in type(model).__mro__ if name in vars(cls)), *_own(model, name)]
+        return any(owner.__module__.partition(".")[0] not in ("keras", "hvdext") for owner in owners)
 
     def total(self) -> int:
         """Rows so far, never less than before."""
@@ -107,3 +107,7 @@ class SampleCounter:
 
 _counters: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
+
+
+def _own(model, name):
+    return [vars(model)[name]] if name in vars(model) else []

@@ -103,6 +103,58 @@ def _evaluated(hvd):
     }
 
 
+class Noisy(keras.Sequential):
+    """Doubles its input in `predict`, and adds noise at prediction."""
+
+    def predict(self, x, **options):
+        return super().predict(np.asarray(x) * 2, **options)
+
+
+class Noise(keras.layers.Layer):
+    def __init__(self, seed):
+        super().__init__()
+        self.generator = keras.random.SeedGenerator(seed)
+
+    def call(self, x):
+        return x + keras.random.normal(keras.ops.shape(x), seed=self.generator)
+
+
+class Agreed(keras.metrics.MeanIoU):
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        return super().update_state(y_true, keras.ops.cast(y_pred > 0, "int32"), sample_weight)
+
+
+def _of_users(hvd):
+    """Random layers, methods and metrics of the user's own."""
+    x = np.random.default_rng(4).normal(size=(5 * BATCH + 3, 3)).astype("float32")
+    y = (np.arange(len(x)) % 3 == 0).astype("int32")[:, np.newaxis]
+    found = {}
+    random, plain = (
+        keras.Sequential([keras.Input((3,)), Noise(seed)]) for seed in (7 + hvd.rank(), 7)
+    )  # rank 0's state counts
+    noise = hvd.predict(random, x, BATCH, gather="all", verbose=0)
+    found["noise"] = _is_same(noise, plain.predict(x, BATCH, verbose=0))
+
+    own = Noisy([keras.Input((3,)), keras.layers.Dense(1, kernel_initializer="ones")])
+    own.compile(loss="mse", metrics=[Agreed(2, name="agreed")])
+    doubled = hvd.predict(own, x, BATCH, gather="all", verbose=0)
+    found["a method"] = _is_same(doubled, own.predict(x, batch_size=BATCH, verbose=0))
+    logs = hvd.evaluate(own, x, y, BATCH, verbose=0, return_dict=True)
+    expected = own.evaluate(x, y, BATCH, verbose=0, return_dict=True)
+    found["a metric"] = bool(np.isclose(logs["agreed"], expected["agreed"], rtol=1e-5))
+
+    inputs = keras.Input(batch_shape=(BATCH, 3, 1))
+    stateful = keras.Model(
+        inputs, keras.layers.SimpleRNN(2, stateful=True, kernel_initializer="ones")(inputs)
+    )
+    stateful.set_weights([np.full_like(w, 0.5) for w in stateful.get_weights()])
+    try:
+        hvd.predict(stateful, np.zeros((2 * BATCH, 3, 1)), BATCH, verbose=0)
+    except ValueError as error:
+        found["states"] = "are stateful" in str(error)
+    return found
+
+
 def _failed(hvd):
     try:
         hvd.predict(make_model(), Failing(), verbose=0)
@@ -137,5 +189,6 @@ PROGRAMS = {
     "predictions": Program(_predictions, _check_all, sizes=(2, 4)),
     "predictions streamed": Program(_streamed, _check_all, sizes=(2,)),
     "evaluated": Program(_evaluated, _check_evaluated, sizes=(2, 4)),
+    "of users": Program(_of_users, _check_all, sizes=(2,)),
     "a batch that fails": Program(_failed, _check_failed, sizes=(2,)),
 }
