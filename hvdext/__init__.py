@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from hvdext.common.public_names import MODULES, unknown_name
+
 _HOMES = {
     "ColumnDense": "hvdext.placement.slices.dense",
     "Compression": "hvdext.collectives.compression",
@@ -58,6 +60,7 @@ _HOMES = {
     "join": "hvdext.gradients.join",
     "largest_difference": "hvdext.collectives.variables",
     "load_model": "hvdext.gradients.load_model",
+    "loss_weight": "hvdext.collectives.loss_weight",
     "load_uncut": "hvdext.placement.slices.saving",
     "local_rank": "hvdext.launch.topology",
     "local_size": "hvdext.launch.topology",
@@ -91,9 +94,8 @@ _OPS = {
     "Product": "PRODUCT",
     "Sum": "SUM",
 }
-_MODULES = ("callbacks", "data", "elastic", "engine", "sync")
 
-__all__ = sorted([*_HOMES, *_OPS, *_MODULES])
+__all__ = sorted([*_HOMES, *_OPS, *MODULES])
 
 
 def __getattr__(name: str) -> Any:
@@ -101,10 +103,10 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(_HOMES[name]), name)
     elif name in _OPS:
         value = importlib.import_module("hvdext.collectives.reduce_op").ReduceOp[_OPS[name]]
-    elif name in _MODULES:
+    elif name in MODULES:
         value = importlib.import_module(f"hvdext.{name}")
     else:
-        raise AttributeError(f"module 'hvdext' has no attribute {name!r}")
+        raise unknown_name("hvdext", name, __all__)
     globals()[name] = value
     return value
 

@@ -6,6 +6,7 @@ from hvdext.callbacks.learning_rate import LearningRateScheduleCallback, Learnin
 from hvdext.callbacks.metrics import MetricAverageCallback
 from hvdext.callbacks.one_process import AsOneProcess
 from hvdext.callbacks.uneven import UnevenBatches
+from hvdext.common.public_names import unknown_name
 from hvdext.consensus.consensus import ConsensusAveraging
 from hvdext.consensus.warmup import WarmupPerturbation
 from hvdext.sync.monitor.monitor import SyncMonitor
@@ -24,3 +25,7 @@ __all__ = [
     "UnevenBatches",
     "WarmupPerturbation",
 ]
+
+
+def __getattr__(name: str) -> None:
+    raise unknown_name(__name__, name, __all__)

@@ -12,12 +12,14 @@ from hvdext.comm import agreement
 from hvdext.comm.current import current
 from hvdext.comm.once import Once
 from hvdext.common.arguments import suggests_keywords
+from hvdext.common.checks import require_whole
 from hvdext.common.log import warn
 from hvdext.gradients.apply_hook import exchanges, hook_of
 from hvdext.keras_tools.derived import derive_anew, settle
 from hvdext.keras_tools.models import has_call, is_built, model_variables, optimizers_of, unbuilt_layers
-from hvdext.keras_tools.optimizers import build
+from hvdext.keras_tools.optimizers import build, trained_by, updaters_of
 from hvdext.keras_tools.selection import identity_of
+from hvdext.keras_tools.slots import slots_of
 from hvdext.keras_tools.train_step import trace_with
 from hvdext.sync.attachment import attached
 
@@ -36,18 +38,19 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
     Args:
         root_rank: the rank whose variables count.
         device: accepted for Horovod's sake; the exchange happens where the variables are.
-        local_variables: a variable, or several, that each rank keeps its own values of.
+        local_variables: a variable, or several, that each rank keeps its own values of, and of what an
+            optimizer keeps beside them; they may have other shapes on other ranks.
 
     Raises:
-        ValueError: if `local_variables` holds something else; when training begins, on every rank alike: if
-            epochs or steps differ, the models differ or `root_rank` does not exist.
+        ValueError: if `root_rank` is no rank or `local_variables` holds something else; when training begins,
+            on every rank alike: if epochs or steps differ, the models differ or `root_rank` does not exist.
         RuntimeError: when training begins, if `hvd.init()` has not been called.
     """
 
     @suggests_keywords
     def __init__(self, root_rank: int, device: str = "", local_variables=None):
         super().__init__()
-        self._root_rank = root_rank
+        self._root_rank = require_whole("root_rank", root_rank, 0)
         self._once = Once()
         self._local: set[int] = set()
         del device
@@ -114,9 +117,20 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
     def _broadcast(self):
         if not any(map(exchanges, _others_of(self.model))):  # else it is one that Keras has made up
             build(self.model.optimizer, self.model.trainable_variables)
-        shared = [v for v in model_variables(self.model) if identity_of(v) not in self._local]
+        local = self._local | self._slots_of_local()
+        shared = [v for v in model_variables(self.model) if identity_of(v) not in local]
         broadcast_variables(shared, self._root_rank)
         self._once.note(self.model, current())
+
+    def _slots_of_local(self):
+        """What optimizers keep beside a local variable is this rank's own too, and may have its shape."""
+        updaters = [u for optimizer in optimizers_of(self.model) for u in updaters_of(optimizer)]
+        return {
+            identity_of(slot.variable)
+            for updater in updaters
+            for slot in slots_of(updater)
+            if identity_of(trained_by(updater)[slot.index]) in self._local
+        }
 
     def _is_done(self):
         return self._once.is_done(self.model, current())

@@ -8,11 +8,12 @@ from typing import Any
 import keras
 
 from hvdext.callbacks.meeting import check_points, gather
-from hvdext.collectives.metric_sums import REDUCTIONS, Share, combine
+from hvdext.collectives.metric_sums import Share, checked_reductions, combine
 from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.log import warn
 from hvdext.keras_tools.metrics import change_next_results, take_back
+from hvdext.keras_tools.sample_counter import SampleCounter
 
 _VALIDATION = "the end of validation"
 _EPOCH = "the end of epoch "
@@ -21,11 +22,14 @@ _EPOCH = "the end of epoch "
 class MetricAverageCallback(keras.callbacks.Callback):
     """Makes the logs of `fit` and `evaluate` those of one process over all ranks' samples.
 
-    The states of Keras' own metrics (means, AUC, precision, recall, F1, confusion matrices, R2, ...) are
-    added up over the ranks, and the metric makes its value of the sums: exact also where ranks have different
-    numbers of samples, or none. Metrics of other classes may hold anything: their values are averaged,
-    weighted by the samples each rank has seen. So are other values in the logs ("lr"), over the ranks that
-    have them. The metrics themselves keep their own rank's states.
+    The states of metrics (means, AUC, precision, recall, F1, confusion matrices, R2, ...) are added up over
+    the ranks, and the metric makes its value of the sums: exact also where ranks have different numbers of
+    samples, or none. So it is with classes of your own that inherit `result` from one of Keras', or whose
+    `update_state` plainly adds (`self.total.assign_add(...)`, `self.total.assign(self.total + ...)`, inner
+    metrics), and with what `get_metrics_result` makes of such metrics. Other metrics may hold anything: their
+    values are averaged, weighted by the samples each rank has seen, and a warning names them once. So are
+    other values in the logs ("lr"), over the ranks that have them. The metrics themselves keep their own
+    rank's states.
 
     Put it before the callbacks that read the logs (checkpoints, early stopping, TensorBoard): they then see
     the same values on every rank, as does the history that `fit` returns. `evaluate` returns them when this
@@ -36,8 +40,8 @@ class MetricAverageCallback(keras.callbacks.Callback):
     Args:
         device: accepted for Horovod's sake; the few numbers travel through the host's memory.
         reductions: how to combine what, by its name in the logs: "mean" (weighted by samples), "sum", "min",
-            "max" of the ranks' values, or "states" to add up the states of a metric of your own that are
-            sums. A name without `val_` holds for training and validation, one with it for validation alone.
+            "max" of the ranks' values, or "states" to add up the states of a metric. A name without `val_`
+            holds for training and validation, one with it for validation alone.
 
     Raises:
         ValueError: if `reductions` breaks its rule; at the end of an epoch, on every rank alike: if ranks
@@ -48,13 +52,23 @@ class MetricAverageCallback(keras.callbacks.Callback):
     @suggests_keywords
     def __init__(self, device: str = "", *, reductions: Mapping[str, str] | None = None):
         super().__init__()
-        self._reductions = _checked(reductions)
+        self._reductions = checked_reductions(reductions)
         self._seen: set[str] = set()
         self._training: Share | None = None  # kept over the validation, for which Keras clears the metrics
         self._validation: dict[str, Any] = {}
         self._latest: dict[str, Any] = {}
         self._is_in_epoch = False
+        self._counters: dict[str, SampleCounter] = {}  # of steps that Keras' own mean does not follow
+        self._begun: dict[str, int] = {}
         del device
+
+    def set_model(self, model):
+        super().set_model(model)
+        self._stop_counting()
+        for kind in ("train", "test"):
+            if isinstance(model, keras.Model) and SampleCounter.is_needed(model, kind):
+                self._counters[kind] = SampleCounter.of(model, kind)
+                self._counters[kind].acquire()
 
     def on_train_begin(self, logs=None):
         current()  # complains now rather than after the first epoch
@@ -63,6 +77,7 @@ class MetricAverageCallback(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._training, self._validation, self._is_in_epoch = None, {}, True
+        self._begin_to_count("train")
 
     def on_test_begin(self, logs=None):
         self._keep_training()
@@ -74,11 +89,13 @@ class MetricAverageCallback(keras.callbacks.Callback):
             averaged = self._validate(logs or {})
             if logs is not None:
                 logs.update(averaged)
+        if not self._is_in_epoch:
+            self._stop_counting()
 
     def on_epoch_end(self, epoch, logs=None):
         done = {f"val_{name}": value for name, value in self._validation.items()}
         mine = {name: value for name, value in (logs or {}).items() if name not in done}
-        share = self._training or Share(self.model, self._reductions)
+        share = self._training or self._share("train", self._reductions)
         self._training, self._is_in_epoch = None, False
         averaged = self._combine(f"{_EPOCH}{epoch + 1}", share.take_logs(mine))
         averaged |= {f"val_{name}": value for name, value in self._validation.items()}
@@ -93,21 +110,36 @@ class MetricAverageCallback(keras.callbacks.Callback):
         unknown = [n for n in self._reductions if n not in self._seen and f"val_{n}" not in self._seen]
         if unknown and current().rank == 0:
             warn(f"`reductions` names {unknown}, but only {sorted(self._seen)} have been logged.")
+        self._stop_counting()
 
     # -- validation ------------------------------------------------------------------------------------
 
     def _keep_training(self):
         if self._is_in_epoch and self._training is None:
-            self._training = Share(self.model, self._reductions)
+            self._training = self._share("train", self._reductions)
+
+    def _share(self, kind, reductions):
+        counter = self._counters.get(kind)
+        samples = 0 if counter is None else counter.total() - self._begun.get(kind, 0)
+        return Share(self.model, reductions, samples)
+
+    def _begin_to_count(self, kind):
+        if kind in self._counters:
+            self._begun[kind] = self._counters[kind].total()
+
+    def _stop_counting(self):
+        while self._counters:
+            self._counters.popitem()[1].release()
 
     def _take_over(self):
+        self._begin_to_count("test")
         if self.model is not None:
             change_next_results(self.model, self._validate)
 
     def _validate(self, logs):
         chosen = {n: r for n, r in self._reductions.items() if not n.startswith("val_")}
         chosen |= {n.removeprefix("val_"): r for n, r in self._reductions.items() if n.startswith("val_")}
-        self._validation = self._combine(_VALIDATION, Share(self.model, chosen).take_logs(logs))
+        self._validation = self._combine(_VALIDATION, self._share("test", chosen).take_logs(logs))
         return self._validation
 
     # -- the exchange ----------------------------------------------------------------------------------
@@ -131,14 +163,3 @@ class MetricAverageCallback(keras.callbacks.Callback):
             if point == _VALIDATION:
                 return combine(comm, known, share)
             self._validation = combine(comm, known, silent)
-
-
-def _checked(reductions):
-    reductions = dict(reductions or {})
-    for name, reduction in reductions.items():
-        if reduction not in REDUCTIONS:
-            raise ValueError(
-                f"`reductions` must map names in the logs to one of {list(REDUCTIONS)}. "
-                f"Received: reductions={{{name!r}: {reduction!r}}}."
-            )
-    return reductions

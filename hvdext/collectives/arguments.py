@@ -14,12 +14,15 @@ from hvdext.collectives.reduce_op import ReduceOp
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import current
+from hvdext.comm.mismatch import MismatchError, mismatch
 from hvdext.comm.names import cleaned, numbered
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.comm.wire_types import can_be_reduced
+from hvdext.common.checks import require_choice
 from hvdext.common.log import warn
 
 _UNNAMED = "unnamed"
+_RULE = "must fit together on all ranks."
 
 
 def comm_of(process_set, op=None) -> Communicator:
@@ -137,6 +140,12 @@ def with_rows(tensor, argument):
     return tensor
 
 
+def gradient_of_rows(gradient):
+    """`gradient`, if `allgather` can take it."""
+    require_choice("gradient", gradient, (None, "mean", "sum"))
+    return gradient
+
+
 def scatterable(tensor, argument):
     """`tensor`, if `reducescatter` can take it."""
     if not can_be_reduced(tensor.dtype) or tensor.dtype == tf.bool:
@@ -173,7 +182,7 @@ def row_counts(comm, tensor, splits, name):
     if tf.executing_eagerly():
         if tf.size(wrong) > 0:
             text = f"{mine[0]} {given.numpy().tolist()} {mine[2]} {int(rows)}"
-            raise ValueError(f"{rule} {wrong.numpy().tolist()}{text}.")
+            raise mismatch(f"{rule} {wrong.numpy().tolist()}{text}.")
     else:
         check = tf.debugging.Assert(tf.equal(tf.size(wrong), 0), [rule, wrong, *mine])
         with tf.control_dependencies([check]):
@@ -192,8 +201,11 @@ def reducible(value, argument, comm, how):
             raise ValueError(
                 f"`op` must be hvd.Average or hvd.Sum for tf.IndexedSlices. Received: op={op.value}."
             )
-        if not dtype.is_floating:
-            raise TypeError(f"`{argument}` must be floating in tf.IndexedSlices. Received: {dtype.name}.")
+        if not dtype.is_floating and _factor(how) != 1:
+            raise TypeError(
+                f"`{argument}` must be floating in tf.IndexedSlices that `prescale_factor` or "
+                f"`postscale_factor` multiply. Received: {dtype.name}."
+            )
         return value
     if op is ReduceOp.ADASUM and not dtype.is_floating:
         raise TypeError(f"`{argument}` must be floating for op=Adasum. Received: dtype {dtype.name}.")
@@ -242,15 +254,26 @@ def _described(value, same_rows):
 
 @contextlib.contextmanager
 def own_complaint(comm: Communicator, name: str) -> Iterator[None]:
-    """Tells the other ranks, who would wait in collective `name`, that this one's value breaks a rule."""
+    """Tells the other ranks, who would wait in collective `name`, that this one's value breaks a rule.
+
+    Raises:
+        MismatchError: if only some ranks' values do so, as on the others.
+    """
     try:
         yield
-    except (TypeError, ValueError):
-        if tf.executing_eagerly() and comm.size > 1:
-            # Something that fits nobody's value; the engine then ends the collective on every rank.
-            with contextlib.suppress(tf.errors.OpError):
-                comm.allgather(tf.zeros([0] * 7, tf.bool), name)
+    except (TypeError, ValueError) as error:
+        if tf.executing_eagerly() and comm.size > 1 and not _all_complain(comm, name):
+            raise mismatch(f"Arguments {_RULE} Received on {_me(comm)}: {error}") from error
         raise
+
+
+def _all_complain(comm, name):
+    try:
+        # Something that fits nobody's value; the engine then ends the collective on every rank.
+        comm.allgather(tf.zeros([0] * 7, tf.bool), name)
+    except tf.errors.OpError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -258,9 +281,15 @@ def engine_complaint(comm: Communicator, argument: str) -> Iterator[None]:
     """The engine's word on ranks that do not fit together, as an error about `argument`."""
     try:
         yield
+    except MismatchError:
+        raise
     except (tf.errors.FailedPreconditionError, tf.errors.InvalidArgumentError) as error:
         lines = [line for line in str(error.message).splitlines() if "ismatched" in line]
-        raise ValueError(
-            f"`{argument}` and the other arguments must fit together on all ranks. Received on rank "
-            f"{comm.ranks[comm.rank]} what does not fit the others: {lines[0] if lines else error.message}"
+        raise mismatch(
+            f"`{argument}` and the other arguments {_RULE} Received on {_me(comm)} "
+            f"what does not fit the others: {lines[0] if lines else error.message}"
         ) from error
+
+
+def _me(comm):
+    return f"rank {comm.ranks[comm.rank]}"

@@ -3,14 +3,16 @@
 The conventions are Horovod's. With n ranks, and g the gradient that arrives at the result on each rank:
 
     allreduce, Sum or Average   the same allreduce of g, with the same factors
-    allgather                   the mean over the ranks of g; each rank takes the rows that it sent
+    allgather                   the mean over the ranks of g, or the sum if asked for; each rank takes the
+                                rows that it sent
     broadcast                   the mean over the ranks of g on the root, zero on the others
     alltoall                    the rows of g go back to where they came from
     reducescatter, Average      the ranks' blocks of g, gathered, times the factors
     reducescatter, Sum          the same times n
 
-Those of allreduce and alltoall are exact for the sum of all ranks' losses, those of allgather and broadcast
-are 1/n of that (exact for the mean of the losses), those of reducescatter n times that. Minimum, maximum,
+Those of allreduce and alltoall are exact for the sum of all ranks' losses, and so is the sum of allgather:
+with them a mean of the weights' gradients is what one process computes for the mean of the losses. The mean
+of allgather and broadcast is 1/n of that, that of reducescatter n times. Minimum, maximum,
 product and Adasum have no gradient here: asking for one is an error. (Horovod reduces g with the same
 operation, which is the gradient of nothing.)
 
@@ -28,7 +30,13 @@ from hvdext.collectives.compression import Compression, allreduce_fp16
 from hvdext.collectives.reduce_op import ReduceOp
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.names import numbered
+from hvdext.common.log import warn
 
+_MEAN_IS_MEANT = (
+    "The gradient of hvd.allgather is the mean over the ranks, as Horovod's. If the gradients of the weights "
+    "are averaged next, as by hvd.DistributedOptimizer, what goes through the gathered rows counts 1/n of "
+    'what it does in one process: pass gradient="sum" to hvd.allgather, or "mean" if that is meant.'
+)
 _ENGINE_OPS = {ReduceOp.MIN: "min", ReduceOp.MAX: "max", ReduceOp.PRODUCT: "product"}
 
 
@@ -76,15 +84,18 @@ def allreduce(
     return with_gradient(forward, backward, tensors)
 
 
-def allgather(comm: Communicator, tensor: tf.Tensor, name: str) -> tf.Tensor:
+def allgather(comm: Communicator, tensor: tf.Tensor, name: str, gradient: str | None = "mean") -> tf.Tensor:
     """Concatenates the ranks' tensors; see `hvd.allgather`."""
 
     def backward(gradients):
-        below = numbered(f"{name}.gradient")
-        (mean,) = allreduce(comm, gradients, below, op=ReduceOp.AVERAGE)
+        if gradient is None and comm.size > 1 and comm.rank == 0:
+            warn(_MEAN_IS_MEANT)
+        op = ReduceOp.SUM if gradient == "sum" else ReduceOp.AVERAGE
+        below = numbered(f"{name}.gradient.{op.value}")
+        (combined,) = allreduce(comm, gradients, below, op=op)
         rows = comm.allgather(tf.shape(tensor)[:1], f"{below}.rows")
         first = tf.reduce_sum(rows[: comm.rank])
-        return [tf.ensure_shape(mean[first : first + rows[comm.rank]], tensor.shape)]
+        return [tf.ensure_shape(combined[first : first + rows[comm.rank]], tensor.shape)]
 
     return with_gradient(lambda values: [comm.allgather(values[0], name)], backward, [tensor])[0]
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from hvdext.collectives import differentiable
@@ -26,6 +25,7 @@ from hvdext.collectives.arguments import (
     converted,
     dense,
     engine_complaint,
+    gradient_of_rows,
     group,
     op_of,
     options_of,
@@ -38,6 +38,7 @@ from hvdext.collectives.arguments import (
 )
 from hvdext.collectives.compression import Compression
 from hvdext.collectives.reduce_op import ReduceOp
+from hvdext.collectives.variables import spread
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import also_called, suggests_keywords
 from hvdext.keras_tools.autograph import without_autograph
@@ -64,7 +65,8 @@ def allreduce(
 
     Args:
         value: real numbers; the same shape and dtype on every rank. `tf.IndexedSlices` are gathered, and
-            ranks may hold different numbers of slices.
+            ranks may hold different numbers of slices; as in Horovod, an average of integers in slices is
+            floating (float32 of 8 and 16 bits, float64 of more).
         name: the collective's name; None: by position.
         average: Horovod's old argument. True: `op=hvd.Average`, False: `op=hvd.Sum`.
         prescale_factor: with Average and Sum, each rank's value is multiplied by it first.
@@ -154,6 +156,7 @@ def allgather(
     *,
     process_set: ProcessSet | None = None,
     ignore_name_scope: bool = False,
+    gradient: str | None = None,
 ) -> tf.Tensor:
     """Concatenates the ranks' values along axis 0, in rank order.
 
@@ -162,6 +165,9 @@ def allgather(
         name: the collective's name; None: by position.
         process_set: among which ranks; None: all.
         ignore_name_scope: of no effect: names never contain TensorFlow's scopes.
+        gradient: how what arrives at a rank's rows on all ranks is combined: "mean" as Horovod does, or
+            "sum", which a loss over gathered rows (contrastive, in-batch negatives) needs before a
+            `DistributedOptimizer` that averages. None: "mean", with one warning.
 
     Returns:
         All ranks' rows.
@@ -173,9 +179,10 @@ def allgather(
     comm = comm_of(process_set)
     label = collective_name("allgather", name)
     with own_complaint(comm, label):
+        combined = gradient_of_rows(gradient)
         tensor = with_rows(converted(value, "value"), "value")
     with engine_complaint(comm, "value"):
-        return differentiable.allgather(comm, tensor, label)
+        return differentiable.allgather(comm, tensor, label, combined)
 
 
 @suggests_keywords
@@ -185,6 +192,7 @@ def grouped_allgather(
     name: str | None = None,
     ignore_name_scope: bool = False,
     process_set: ProcessSet | None = None,
+    gradient: str | None = None,
 ) -> list[tf.Tensor]:
     """`allgather` of several values.
 
@@ -193,6 +201,7 @@ def grouped_allgather(
         name: as for `allgather`.
         ignore_name_scope: as for `allgather`.
         process_set: as for `allgather`.
+        gradient: as for `allgather`.
 
     Returns:
         One result for each of `tensors`.
@@ -201,10 +210,12 @@ def grouped_allgather(
         ValueError, TypeError: as `allgather`.
     """
     comm = comm_of(process_set)
-    values = group(comm, tensors, "grouped_allgather", lambda tensor: with_rows(tensor, "tensors"), False)
     label = collective_name("grouped_allgather", name)
+    with own_complaint(comm, label):
+        combined = gradient_of_rows(gradient)
+    values = group(comm, tensors, "grouped_allgather", lambda tensor: with_rows(tensor, "tensors"), False)
     with engine_complaint(comm, "tensors"):
-        return [differentiable.allgather(comm, v, f"{label}.part{i}") for i, v in enumerate(values)]
+        return [differentiable.allgather(comm, v, f"{label}.part{i}", combined) for i, v in enumerate(values)]
 
 
 @suggests_keywords
@@ -232,9 +243,9 @@ def broadcast(
             together, then on every rank.
     """
     comm = comm_of(process_set)
-    root = place_of_root(comm, root_rank)
     label = collective_name("broadcast", name)
     with own_complaint(comm, label):
+        root = place_of_root(comm, root_rank)
         tensor = dense(converted(value, "value"), "value")
     with engine_complaint(comm, "value"):
         return differentiable.broadcast(comm, tensor, root, label)
@@ -261,19 +272,7 @@ def broadcast_(
             then on every rank.
     """
     comm = comm_of(process_set)
-    root = place_of_root(comm, root_rank)
-    strangers = [v for v in variables if not isinstance(v, (tf.Variable, keras.Variable))]
-    if strangers:
-        raise TypeError(f"`variables` must hold Keras or TensorFlow variables. Received: {strangers}.")
-    values = group(comm, variables, "broadcast_", lambda tensor: tensor, True)
-    if not values:
-        return []
-    label = collective_name("broadcast_", name)
-    with engine_complaint(comm, "variables"):
-        received = comm.broadcast(values, root, label)
-    for variable, new in zip(variables, received, strict=True):
-        variable.assign(new)
-    return received
+    return spread(comm, variables, root_rank, "broadcast_", collective_name("broadcast_", name))
 
 
 @suggests_keywords
@@ -430,9 +429,13 @@ def _allreduce_all(comm, values, name, device_dense, device_sparse, how):
 
 def _gathered_slices(comm, slices, name, *, op, compression, prescale, postscale):
     dtype = slices.values.dtype
-    half = compression is Compression.fp16 and dtype.size > 2
+    half = compression is Compression.fp16 and dtype.is_floating and dtype.size > 2
     factor = prescale * postscale / (comm.size if op is ReduceOp.AVERAGE else 1)
     wire = tf.cast(slices.values, tf.float16 if half else dtype)
     values = tf.cast(differentiable.allgather(comm, wire, name), dtype)
     indices = comm.allgather(slices.indices, f"{name}.indices")
-    return tf.IndexedSlices(values * tf.constant(factor, dtype), indices, slices.dense_shape)
+    if dtype.is_floating:
+        values *= tf.constant(factor, dtype)
+    elif op is ReduceOp.AVERAGE:
+        values /= tf.constant(comm.size, dtype)  # floating, as Horovod's
+    return tf.IndexedSlices(values, indices, slices.dense_shape)

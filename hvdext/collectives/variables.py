@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from hvdext.collectives.arguments import place_of_root
 from hvdext.comm import agreement
+from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import current
+from hvdext.comm.names import numbered
 from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import suggests_keywords
+from hvdext.keras_tools.autograph import without_autograph
 from hvdext.keras_tools.selection import content_of
 
 
 @suggests_keywords
+@without_autograph
 def broadcast_variables(
     variables: Sequence,
     root_rank: int = 0,
@@ -23,6 +28,8 @@ def broadcast_variables(
     inplace: bool = False,
 ) -> None:
     """Assigns rank `root_rank`'s values to `variables` on every rank.
+
+    Within a `tf.function` it does so in each run of the function's graph.
 
     As with Keras' `set_weights`, an adapted `Normalization` goes on with what it has derived from its
     variables before: call its `finalize_state()` afterwards. The callbacks of hvdext do so.
@@ -35,24 +42,58 @@ def broadcast_variables(
             here the values are assigned, with the same result either way.
 
     Raises:
+        TypeError: if `variables` holds something else.
         ValueError: if `root_rank` is not one of the ranks; on every rank alike, if the ranks' variables
-            differ.
+            differ (within a `tf.function` a `tf.errors.InvalidArgumentError` when it runs).
     """
+    variables = _require_variables(variables)
     comm = current()
     if process_set is not None:
         comm = comm.subset(process_set.ranks)
-    root = place_of_root(comm, root_rank)
-    facts: dict[str, object] = {"root_rank": root_rank, "number of variables": len(variables)}
-    for i, v in enumerate(variables):
-        facts[f"variable {i}"] = content_of(v)
-    agreement.check(comm, "broadcast_variables", facts)
+    spread(comm, variables, root_rank, "broadcast_variables", numbered("hvdext.broadcast.variables"))
+
+
+def spread(comm: Communicator, variables: Sequence, root_rank: int, subject: str, name: str) -> list:
+    """Assigns rank `root_rank`'s values to `variables`, compared over the ranks first; returns the values.
+
+    Args:
+        comm: among which ranks.
+        variables: as for `broadcast_variables`.
+        root_rank: as for `broadcast_variables`.
+        subject: what the user has called, for the message.
+        name: the collective's name.
+
+    Raises:
+        TypeError, ValueError: as `broadcast_variables`.
+    """
+    facts: dict[str, object] = {"root_rank": root_rank}
+    problem: Exception | None = None
+    try:
+        root, variables = place_of_root(comm, root_rank), _checked(variables)
+        facts |= {"number of variables": len(variables)}
+        facts |= {f"variable {i}": content_of(v) for i, v in enumerate(variables)}
+    except (TypeError, ValueError) as error:  # told to the other ranks first, who would wait for this one
+        problem = error
+        facts["error"] = str(error)
+    if tf.executing_eagerly():
+        agreement.check(comm, subject, facts)
+    if problem is not None:
+        raise problem
     if comm.size == 1 or not variables:
-        return
-    values = [tf.convert_to_tensor(variable) for variable in variables]
-    for variable, value in zip(
-        variables, comm.broadcast(values, root, "hvdext.broadcast.variables"), strict=True
-    ):
-        variable.assign(value)
+        return [tf.convert_to_tensor(variable) for variable in variables]
+    with tf.control_dependencies(agreement.check_in_graph(comm, subject, facts, name)):
+        received = comm.broadcast([tf.convert_to_tensor(variable) for variable in variables], root, name)
+        for variable, value in zip(variables, received, strict=True):
+            variable.assign(value)
+    return received
+
+
+def _checked(variables):
+    variables = list(variables)
+    strangers = [v for v in variables if not isinstance(v, (tf.Variable, keras.Variable))]
+    if strangers:
+        raise TypeError(f"`variables` must hold Keras or TensorFlow variables. Received: {strangers}.")
+    return variables
 
 
 @suggests_keywords
@@ -86,8 +127,23 @@ def largest_difference(variables: Sequence) -> float:
         The largest absolute difference of any element between any two ranks, the same on every rank; 0.0
         means that all bits that count are equal. NaN if any value is NaN or infinite.
     """
+    variables = _require_variables(variables)
     comm = current()
     values = [np.ravel(tf.convert_to_tensor(v).numpy()).astype(np.float64) for v in variables]
     flat = np.concatenate([*values, np.zeros(1)])
     everyone = comm.allgather(tf.constant(flat[np.newaxis]), "hvdext.difference").numpy()
     return float(np.max(np.max(everyone, axis=0) - np.min(everyone, axis=0)))
+
+
+def _require_variables(variables):
+    found = list(variables) if isinstance(variables, (list, tuple)) else None
+    if found is None and not hasattr(variables, "variables") and hasattr(variables, "__iter__"):
+        found = list(variables)
+    if found is None or not all(isinstance(v, (keras.Variable, tf.Variable)) for v in found):
+        instead = " Pass its `variables`." if hasattr(variables, "variables") else ""
+        shown = variables if found is None else [v for v in found if not hasattr(v, "assign")]
+        raise TypeError(
+            "`variables` must be a list of Keras or TensorFlow variables, such as model.variables. "
+            f"Received: {shown!r} of type {type(variables).__name__}.{instead}"
+        )
+    return found

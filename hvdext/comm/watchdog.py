@@ -30,7 +30,10 @@ from hvdext.common.wording import named_ranks
 
 _log = logger("watchdog")
 EXIT_CODE = 124  # as timeout(1)
+FIT_MEETING = "hvdext.fit.meeting"  # of ranks at the same point of `fit`
+_GRADIENTS = "hvdext.grad."  # what a training step exchanges
 JOIN = "hvdext.join"  # the one collective that may wait for long, as long as the others get on
+_SECONDS_TO_MEET = 20.0  # for ranks that come to the end of an epoch after each other
 _SECONDS_TO_END = 10.0  # for a process that was asked to
 
 
@@ -113,7 +116,7 @@ class Watchdog:
         waiting = [(n, started) for n, (started, finished) in progress.items() if started > finished]
         self._waiting_since = {key: self._waiting_since.get(key, now) for key in waiting}
         for (name, run), since in list(self._waiting_since.items()):
-            if now - since <= self._deadline:
+            if now - since <= self._deadline and not self._is_left_alone(name, now - since):
                 continue
             if name == JOIN and self._others_advance():
                 self._waiting_since[name, run] = now  # for ranks that still have batches
@@ -137,6 +140,24 @@ class Watchdog:
         if self._store is not None:
             note = {"time": time.time(), "progress": progress}
             self._store.post(str(self._rank), json.dumps(note))
+
+    def _is_left_alone(self, name, waited):
+        """True if this rank has ended its epoch, and another waits for it in a step: both would for ever."""
+        if (
+            not name.startswith(FIT_MEETING)
+            or self._elastic
+            or waited <= min(self._deadline, _SECONDS_TO_MEET)
+        ):
+            return False
+        own = self._ledger.progress()
+        notes = [self._read(rank) for rank in self._ledger.members(name) if rank != self._rank]
+        return any(
+            started > finished and 0 < own.get(other, (0, 0))[0] < started
+            for note in notes
+            if note is not None
+            for other, (started, finished) in note.progress.items()
+            if other.startswith(_GRADIENTS)
+        )
 
     def _overdue(self, name, run, waited):
         try:
@@ -204,15 +225,18 @@ def verdict(
         f"\nhvdext: rank {rank} has waited {waited:.0f} s in collective '{name}', step {run}; "
         "ending this process."
     ]
-    missing = []
+    missing, meets = [], name.startswith(FIT_MEETING)
     for other, note in notes.items():
         if note is None:
             missing.append(f"  rank {other} has not arrived: it has never reported")
             continue
         started = _starts(note, name)
         if started < run:
+            elsewhere = [place for place, (begun, done) in note.progress.items() if begun > done]
+            meets |= any(place.startswith(FIT_MEETING) for place in elsewhere)
+            waits = f", and waits in {', '.join(map(repr, elsewhere))}" if elsewhere else ""
             missing.append(
-                f"  rank {other} has not arrived: it has started this collective {started} times "
+                f"  rank {other} has not arrived: it has started this collective {started} times{waits} "
                 f"(last report {note.age:.0f} s ago)"
             )
     if not has_board:
@@ -221,6 +245,12 @@ def verdict(
         lines += missing
     else:
         lines.append("  All ranks have arrived; the engine or the network stalls.")
+    if meets and missing:
+        lines.append(
+            "  One rank has ended its epoch before another. Callbacks that stop on a rank's own metrics, "
+            "such as TerminateOnNaN,\n  belong into hvd.callbacks.AsOneProcess([...]), on every rank; with "
+            "hvd.callbacks.UnevenBatches\n  ranks may have different numbers of batches."
+        )
     lines.append(
         "  All ranks must make the same steps. If the wait is legitimate, raise the deadline: "
         "hvd.init(deadline=seconds) or HVDEXT_DEADLINE=seconds.\n"

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import numbers
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 
@@ -56,11 +57,24 @@ def require_positive(name: str, value: Any) -> float:
     return require_number(name, value, lambda number: number > 0, "be a number above 0")
 
 
-def require_choice(name: str, value: Any, choices: Sequence[str | int | None]) -> None:
-    """Raises a `ValueError` unless `value` is one of `choices`; it suggests the nearest word among them."""
+def require_choice(
+    name: str,
+    value: Any,
+    choices: Sequence[str | int | None],
+    others: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Raises a `ValueError` unless `value` is one of `choices`; it suggests the nearest word among them.
+
+    Args:
+        name: the argument's.
+        value: what it has been given.
+        choices: what it may be.
+        others: what choices are called elsewhere: the choice by the other word.
+    """
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        hint = did_you_mean(value, [choice for choice in choices if isinstance(choice, str)])
+        value_or_twin = others.get(value, value) if isinstance(value, str) else value
+        hint = did_you_mean(value_or_twin, [choice for choice in choices if isinstance(choice, str)])
         raise ValueError(f"`{name}` must be one of {listed}. Received: {name}={value!r}.{hint}")
 
 

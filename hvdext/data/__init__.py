@@ -1,5 +1,6 @@
 """Sharding of data over ranks, and the arithmetic of a cluster's batch."""
 
+from hvdext.common.public_names import unknown_name
 from hvdext.data.arithmetic import (
     batch_weights,
     global_batch_size,
@@ -27,3 +28,7 @@ __all__ = [
     "shared_by_load",
     "steps_per_epoch",
 ]
+
+
+def __getattr__(name: str) -> None:
+    raise unknown_name(__name__, name, __all__)

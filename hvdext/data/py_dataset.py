@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -41,6 +43,10 @@ class _Forwarding(keras.utils.PyDataset):
             max_queue_size=source.max_queue_size,
         )
         self._source = source
+
+    def first_of_all(self) -> Any:
+        """The first of all ranks' batches, which must be the same on each of them."""
+        return self._source[0]
 
     def on_epoch_begin(self) -> None:
         """Forwards to the source."""

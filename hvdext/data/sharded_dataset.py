@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from hvdext.common.checks import require_whole
+from hvdext.data.same_order import Record
 from hvdext.keras_tools.data import DatasetAround
 
 
@@ -42,6 +43,7 @@ class ShardedDataset(DatasetAround):
         total_samples: samples in the whole data set, or None if not known beforehand.
         dropped: samples that no rank takes in an epoch, or None if not known beforehand.
         repeated: samples that are taken once more in an epoch, or None if not known beforehand.
+        record: the first elements of the latest pass as they came, for `fit` to compare; or None.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class ShardedDataset(DatasetAround):
         self.total_samples = total_samples
         self.dropped = dropped
         self.repeated = repeated
+        self.record: Record | None = None
         super().__init__(dataset)
 
     @property

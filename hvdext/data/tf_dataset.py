@@ -9,8 +9,10 @@ import tensorflow as tf
 
 from hvdext.common.checks import require_whole
 from hvdext.data.report import report_uncounted, report_uneven
+from hvdext.data.same_order import Record, undecided_order
 from hvdext.data.sampler import Sampler, Share
 from hvdext.data.sharded_dataset import EpochCounter, ShardedDataset, passes
+from hvdext.keras_tools.dataset_order import order_of
 
 DEFAULT_SHUFFLE_BUFFER = 10_000  # elements
 
@@ -23,6 +25,25 @@ def shard_dataset(
         require_whole("batch_size", batch_size, 1)
     if shuffle_buffer is not None:
         require_whole("shuffle_buffer", shuffle_buffer, 1)
+    record = _record_of(dataset) if share.size > 1 else None
+    if record is not None:
+        dataset = record.around(dataset)
+    dealt = _dealt_by_length(dataset, batch_size, shuffle_buffer, share)
+    dealt.record = record
+    return dealt
+
+
+def _record_of(dataset: tf.data.Dataset) -> Record | None:
+    """What notes the order as it is drawn, where that does not follow from what all ranks can compare."""
+    order = order_of(dataset)
+    if order.undecided:
+        raise undecided_order(order.undecided)
+    return Record() if order.is_hidden or order.is_redrawn else None
+
+
+def _dealt_by_length(
+    dataset: tf.data.Dataset, batch_size: int | None, shuffle_buffer: int | None, share: Share
+) -> ShardedDataset:
     total = int(dataset.cardinality())
     shuffled = _Shuffle(dataset, share, shuffle_buffer or DEFAULT_SHUFFLE_BUFFER)
     if total == tf.data.INFINITE_CARDINALITY:

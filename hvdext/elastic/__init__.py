@@ -1,5 +1,6 @@
 """Training that survives ranks that leave and takes in ranks that come."""
 
+from hvdext.common.public_names import unknown_name
 from hvdext.elastic.callbacks import CommitStateCallback, UpdateBatchStateCallback, UpdateEpochStateCallback
 from hvdext.elastic.running import run
 from hvdext.elastic.state import KerasState, State, TensorFlowKerasState, TensorFlowState
@@ -14,3 +15,7 @@ __all__ = [
     "UpdateEpochStateCallback",
     "run",
 ]
+
+
+def __getattr__(name: str) -> None:
+    raise unknown_name(__name__, name, __all__)

@@ -32,14 +32,22 @@ class Accumulator:
         self._kinds: dict[str, str] = {}
         with tf.init_scope(), tf.device("/CPU:0"):
             self._count = tf.Variable(0, dtype=tf.int64, trainable=False, name="micro_batches")
+            self._weight = tf.Variable(0, dtype=tf.float64, trainable=False, name="weight")
 
-    def add(self, gradients: Sequence[Any], variables: Sequence, maxima: Sequence[bool]):
+    def add(
+        self,
+        gradients: Sequence[Any],
+        variables: Sequence,
+        maxima: Sequence[bool],
+        weight: tf.Tensor | None = None,
+    ):
         """Takes the gradients of one micro-batch.
 
         Args:
             gradients: tensors, `tf.IndexedSlices` or None, one per variable; always of the same kinds.
             variables: the variables they belong to, always in the same order.
             maxima: for which of them the largest value counts instead of the sum.
+            weight: what the micro-batch counts for, a float64 scalar.
 
         Returns:
             A scalar bool tensor: True if the cycle is full and `take()` is due.
@@ -62,12 +70,19 @@ class Accumulator:
         for store, gradient in zip(self._stores, gradients, strict=True):
             if store is not None:
                 store.add(gradient)
+        if weight is not None:
+            self._weight.assign_add(weight)
         return tf.equal(self._count.assign_add(1), self.passes)
+
+    def weight(self) -> tf.Tensor:
+        """What the micro-batches since the last `take` count for together."""
+        return self._weight.read_value()
 
     def take(self) -> list:
         """Returns what a full cycle has added up, as `add` got it, and starts the next cycle."""
         assert self._stores is not None, "add() comes before take()"
         self._count.assign(0)
+        self._weight.assign(0)
         divisor = self.passes if self.average else 1
         return [None if store is None else store.take(divisor) for store in self._stores]
 

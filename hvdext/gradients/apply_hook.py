@@ -13,16 +13,19 @@ import keras
 import tensorflow as tf
 from keras.optimizers import LossScaleOptimizer
 
-from hvdext.comm import agreement
 from hvdext.comm.guards import guards_of
 from hvdext.comm.ledger import Ledger
 from hvdext.common.log import warn
 from hvdext.gradients.accumulation import Accumulator
+from hvdext.gradients.checks import check_clipping, check_keras_accumulation
 from hvdext.gradients.exchange import GradientExchange
 from hvdext.gradients.guard import Guard
 from hvdext.gradients.keras_apply import put_before
+from hvdext.gradients.local_part import local_on_any, placed, shared_of
+from hvdext.gradients.sums import marked
 from hvdext.gradients.tensors import all_finite, as_tensors, is_overwritten, poisoned, times, values_of
-from hvdext.gradients.uneven import RollCall, empty_gradients, kinds_of
+from hvdext.gradients.uneven import RollCall, common_kinds, empty_gradients, kinds_of
+from hvdext.gradients.weighing import Weighing, weighed
 from hvdext.keras_tools.autograph import without_autograph
 from hvdext.keras_tools.optimizers import (
     before_clipping,
@@ -36,7 +39,7 @@ from hvdext.keras_tools.optimizers import (
     updaters_of,
     with_members,
 )
-from hvdext.keras_tools.selection import described, identity_of, path_of
+from hvdext.keras_tools.selection import identity_of, path_of
 from hvdext.keras_tools.slots import common_variables, slots_of
 from hvdext.keras_tools.xla import refuse_xla
 
@@ -68,14 +71,17 @@ class ApplyHook:
         optimizer: keras.optimizers.Optimizer,
         exchange: GradientExchange,
         accumulator: Accumulator | None,
+        weighing: Weighing,
     ):
         self.optimizer = optimizer
         self.exchange = exchange
         self.accumulator = accumulator
+        self.weighing = weighing
         self._plain_apply = optimizer.apply
         self._ready_for: Callable[[], Ledger | None] = lambda: None  # the job whose ranks have agreed
         self._ready_ranks: tuple[int, ...] = ()  # which of them have
-        self._kinds: list | None = None  # what the gradients are made of
+        self._kinds: list | None = None  # what the exchanged gradients are made of
+        self._local: list[str] = []  # paths of what stays local on any rank
         self._roll_call: RollCall | None = None
         self._follow_traced: tuple | None = None  # (outer, ids of variables, function)
         self._guard = Guard(exchange.name)
@@ -125,28 +131,45 @@ class ApplyHook:
             self._step(outer, gradients, variables)
 
     def _step(self, outer, gradients, variables):
+        weight = self.weighing.count()
         if self.has_keras_accumulation:
+            gradients = self._weighed(gradients, variables, weight, weight)
             self._accumulate_in_keras(gradients, variables)
             return
         scale = loss_scale(outer)
-        gradients = times(gradients, 1 / scale)
-        if self.accumulator is None:
-            self._update(outer, gradients, variables, scale)
+        gradients = marked(times(gradients, 1 / scale), variables)
+        accumulator = self.accumulator
+        if accumulator is None:
+            self._update(outer, gradients, variables, scale, weight, weight)
             return
+        if weight is not None:
+            gradients = weighed(gradients, variables, weight)
         # The condition counts steps, so all ranks enter the exchange together.
-        full = self.accumulator.add(gradients, variables, [is_overwritten(v) for v in variables])
-        tf.cond(
-            full,
-            lambda: self._update(outer, self.accumulator.take(), variables, scale),
-            lambda: tf.constant(False),
-        )
+        full = accumulator.add(gradients, variables, list(map(is_overwritten, variables)), weight)
 
-    def _update(self, outer, gradients, variables, scale):
-        """Combines gradients over the ranks and lets Keras do the rest."""
-        contributors = self._roll_call.take(True) if self._roll_call else None
+        def update():
+            sums = None if weight is None else accumulator.weight()
+            return self._update(outer, accumulator.take(), variables, scale, accumulator.passes, sums)
+
+        tf.cond(full, update, lambda: tf.constant(False))
+
+    def _update(self, outer, gradients, variables, scale, factor, weight):
+        """Combines gradients over the ranks and lets Keras do the rest; see `_weighed`."""
+        contributors, total = self._roll_call.take(True, weight) if self._roll_call else (None, None)
+        gradients = self._weighed(gradients, variables, factor, weight, contributors, total)
         combined = self._combined(outer, gradients, variables, contributors)
         self._apply_combined(outer, times(combined, scale), variables)  # Keras removes the scale again
         return tf.constant(True)
+
+    def _weighed(self, gradients, variables, factor, weight, ranks=None, total=None):
+        """`factor * gradient`, divided by the mean of the ranks' weights; None in `weight`: as they are."""
+        if weight is None:
+            return gradients
+        ranks = self.exchange.comm().size if ranks is None else ranks
+        total = self.weighing.total(weight) if total is None else total
+        return weighed(
+            gradients, variables, tf.math.divide_no_nan(ranks * tf.cast(factor, tf.float64), total)
+        )
 
     def _combined(self, outer, gradients, variables, contributors):
         with tf.control_dependencies([self._looked(variables)]):
@@ -174,8 +197,10 @@ class ApplyHook:
         return [(path_of(variable), variable) for variable in held]
 
     def _places(self, variables):
-        """Where `variables`, of which some steps may leave some out, stand among all that are trained."""
-        places = {identity_of(variable): i for i, variable in enumerate(trained_by(self.optimizer))}
+        """Where `variables`, of which some steps may leave some out, stand among all that are exchanged."""
+        trained = trained_by(self.optimizer)
+        exchanged = shared_of(trained, self.exchange.is_shared(trained))
+        places = {identity_of(variable): i for i, variable in enumerate(exchanged)}
         return [places.get(identity_of(variable)) for variable in variables]
 
     def _apply_combined(self, outer, combined, variables):
@@ -215,7 +240,7 @@ class ApplyHook:
         self._kinds = None
         self._follow_traced = None
         self.drop_micro_batches()
-        self._guard.training_begins()
+        self._guard.look_next()
 
     def training_begins(self) -> None:
         """A new training: begins a cycle of micro-batches, and looks before the first update.
@@ -228,15 +253,12 @@ class ApplyHook:
                 f"{left} micro-batches that an earlier training of {self.optimizer.name!r} has left over are "
                 "dropped: backward_passes_per_step does not divide its number of batches."
             )
-        self._guard.training_begins()
+        self._guard.look_next()
 
-    def epoch_begins(self, epoch: int) -> None:
-        """Told by `fit`, so that ranks can compare where they are.
-
-        Args:
-            epoch: counted from 0.
-        """
-        self._guard.epoch.assign(epoch)
+    def epoch_begins(self) -> None:
+        """Looks before the next update where all go on with the first rank's values, such as its rate."""
+        if guards_of(self.exchange.comm()).on_divergence == "broadcast":
+            self._guard.look_next()
 
     def drop_micro_batches(self) -> None:
         """Begins a cycle of micro-batches anew."""
@@ -269,14 +291,14 @@ class ApplyHook:
         """One update of the others; returns how many ranks have contributed to it."""
         assert self._roll_call is not None, "join() comes first"
         assert self._kinds is not None, "join() comes first"
-        kinds = self._kinds
-        contributors = self._roll_call.take(False)
+        shared = self.exchange.is_shared(variables)  # what is local waits for this rank's next batch
+        kinds = placed(self._kinds, shared)
+        contributors, _ = self._roll_call.take(False)
 
         def update():
             gradients = empty_gradients(kinds, variables)
             scale = loss_scale(outer)
             combined = self._combined(outer, gradients, variables, contributors)
-            shared = self.exchange.is_shared(variables)  # what is local waits for this rank's next batch
             pairs = [
                 (g, v) for g, v, s in zip(combined, variables, shared, strict=True) if s and g is not None
             ]
@@ -294,7 +316,7 @@ class ApplyHook:
         comm = self.exchange.comm()
         shared = self.exchange.is_shared(variables)
         local = [g for g, s in zip(gradients, shared, strict=True) if g is not None and not s]
-        if comm.size == 1 or not local:
+        if comm.size == 1 or not self._local:
             return combined
         name = f"hvdext.grad.{self.exchange.name}.finite"
         (ranks,) = comm.allreduce([tf.cast(all_finite(local), tf.float32)], name)
@@ -327,7 +349,7 @@ class ApplyHook:
 
         `gradients` is None on a rank that has had no batch yet.
         """
-        _check_keras_accumulation(outer, self.optimizer, variables)
+        check_keras_accumulation(outer, self.optimizer, variables)
         check_members(self.optimizer)
         accumulator = self.accumulator
         with tf.init_scope():  # eagerly, also while Keras traces its training step
@@ -337,18 +359,21 @@ class ApplyHook:
                 "backward_passes_per_step": accumulator.passes if accumulator else 1,
                 "average_aggregated_gradients": accumulator.average if accumulator else None,
                 "uneven batches": self._roll_call is not None,
+                "weight_by": self.weighing.described,
                 "guards": guards_of(self.exchange.comm()),
             }
             if self.has_keras_accumulation:  # Keras exchanges by this count
                 settings["iterations"] = int(iterations_of(self.optimizer))
             subject = f"DistributedOptimizer {self.optimizer.name!r}"
             self.exchange.agree(subject, gradients, variables, settings)
-            self._kinds = None if gradients is None else kinds_of(gradients)
+            shared = self.exchange.is_shared(variables)
+            self._kinds = None if gradients is None else kinds_of(shared_of(gradients, shared))
             if self._roll_call is not None:
-                self._kinds = _common_kinds(self.exchange.comm(), subject, self._kinds, variables)
-        # Only now do all ranks know the same local variables, and fail alike.
-        if self.exchange.comm().size > 1:
-            _check_clipping(self.optimizer, variables, self.exchange.is_shared(variables))
+                exchanged = shared_of(variables, shared)
+                self._kinds = common_kinds(self.exchange.comm(), subject, self._kinds, exchanged)
+            if self.exchange.comm().size > 1:
+                self._local = local_on_any(self.exchange, variables)
+                check_clipping(self.optimizer, self._local)
 
 
 def _before_loss_scale(outer, gradients, trainable_variables, proceed):
@@ -386,18 +411,6 @@ def _built_variables(outer, gradients, trainable_variables):
     return variables
 
 
-def _common_kinds(comm, subject, kinds, variables):
-    """What the gradients are made of, told by a rank that has some; compares the variables of all.
-
-    Ranks without a gradient have compared nothing before.
-    """
-    mine = {f"variable {i}": described(v) for i, v in enumerate(variables)}
-    everyone = comm.allgather_object((kinds, mine), "hvdext.agreement.kinds")
-    if any(theirs != mine for _, theirs in everyone):
-        raise ValueError(agreement.disagreement(subject, [facts for _, facts in everyone], comm.ranks))
-    return next((kinds for kinds, _ in everyone if kinds is not None), None)
-
-
 def check_members(target):
     """Looks at a MultiOptimizer's members; a function may choose them as late as the first step."""
     for member in members_of(target):
@@ -412,30 +425,3 @@ def check_members(target):
                 "`backward_passes_per_step`. Received: gradient_accumulation_steps="
                 f"{member.gradient_accumulation_steps} on {member.name!r}."
             )
-
-
-def _check_clipping(target, variables, shared):
-    """Refuses a norm over gradients that differ between ranks: it would scale the exchanged ones apart."""
-    local = [path_of(v) for v, s in zip(variables, shared, strict=True) if not s]
-    for optimizer in with_members(target):
-        if local and optimizer.global_clipnorm:
-            raise ValueError(
-                "`global_clipnorm` must be None where some gradients stay local, since their norm differs "
-                "between ranks: use `clipnorm`. Received: "
-                f"global_clipnorm={optimizer.global_clipnorm} with local {local}."
-            )
-
-
-def _check_keras_accumulation(outer, target, variables):
-    """Refuses what Keras' own accumulation cannot do alike on all ranks."""
-    steps = target.gradient_accumulation_steps
-    if not steps:
-        return
-    overwritten = [v.path for v in variables if is_overwritten(v)]
-    if isinstance(outer, LossScaleOptimizer) or overwritten:
-        what = f"float8 variables {overwritten}" if overwritten else "a LossScaleOptimizer"
-        raise ValueError(
-            "`gradient_accumulation_steps` must be None with loss scaling or float8 layers, where ranks "
-            "would fall out of step: use `backward_passes_per_step`. Received: "
-            f"gradient_accumulation_steps={steps} with {what}."
-        )

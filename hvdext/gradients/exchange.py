@@ -19,6 +19,7 @@ from hvdext.gradients import buckets
 from hvdext.gradients.accumulation import kind_of
 from hvdext.gradients.options import ExchangeOptions
 from hvdext.gradients.pattern import Pattern
+from hvdext.gradients.sums import added_up
 from hvdext.gradients.tensors import is_overwritten, map_gradient
 from hvdext.keras_tools.selection import described, identity_of, path_of, selected
 
@@ -27,8 +28,8 @@ class GradientExchange:
     """Combines gradients over the ranks.
 
     Dense gradients travel in buckets (`hvdext.gradients.buckets`). Sparse ones (`tf.IndexedSlices`) are
-    gathered, so that the optimizer sees the slices of all ranks as it would see those of one large batch.
-    Gradients of variables that are not selected stay local.
+    gathered, so that the optimizer sees the slices of all ranks as it would see those of one large batch
+    (`hvdext.gradients.sums`). Gradients of variables that are not selected stay local.
 
     With one rank everything comes back as it is.
 
@@ -84,7 +85,6 @@ class GradientExchange:
             "sparse_as_dense": options.sparse_as_dense,
             "gradient_predivide_factor": options.gradient_predivide_factor,
             "scale_local_gradients": options.scale_local_gradients,
-            "number of variables": len(variables),
         }
         problem = None
         try:
@@ -94,14 +94,15 @@ class GradientExchange:
         agreement.check(self.comm(), subject, facts | settings, problem)
 
     def _gradient_facts(self, gradients, variables):
+        """What is exchanged, counted without what stays local: each rank may keep others for itself."""
         shared = self.is_shared(variables)
-        facts = {
-            f"variable {i}": f"{described(v)}, {kind_of(g)} gradient, {'exchanged' if s else 'local'}"
-            for i, (g, v, s) in enumerate(zip(gradients, variables, shared, strict=True))
+        pairs = [(v, g) for v, g, s in zip(variables, gradients, shared, strict=True) if s]
+        lists = self._buckets(self._dense_indices(gradients, variables, shared), variables)
+        return {
+            "number of variables that are exchanged (the others are local)": len(pairs),
+            **{f"variable {i}": f"{described(v)}, {kind_of(g)} gradient" for i, (v, g) in enumerate(pairs)},
+            "buckets": _renumbered(lists, shared),
         }
-        dense = self._dense_indices(gradients, variables, shared)
-        facts["buckets"] = self._buckets(dense, variables)
-        return facts
 
     def is_shared(self, variables: Sequence) -> list[bool]:
         """Says of each of `variables` whether its gradient is exchanged.
@@ -125,19 +126,21 @@ class GradientExchange:
         Call it on every rank of the exchange, with gradients of the same kinds and shapes.
 
         Args:
-            gradients: `tf.Tensor`, `tf.IndexedSlices` or None, one per variable.
+            gradients: `tf.Tensor`, `tf.IndexedSlices` or None, one per variable; `marked`.
             variables: the variables they belong to.
             contributors: how many ranks an average is over, a float64 scalar; None: all of them.
-            places: where the variables stand among those of whom `agree` has been told; empty: there.
+            places: where the variables stand among all that are exchanged, where some steps may leave some
+                out; empty: there.
         """
         comm = self.comm()
-        result: list[Any] = list(gradients)
         if comm.size == 1:
-            return result
+            return [added_up(g, v) for g, v in zip(gradients, variables, strict=True)]
+        result: list[Any] = list(gradients)
         shared = self.is_shared(variables)
         dense = self._dense_indices(gradients, variables, shared)
         lists = self._buckets(dense, variables)
-        pattern = self._pattern(gradients, variables, shared, (lists, list(places)))
+        numbers = _numbers(shared)
+        pattern = self._pattern(gradients, variables, shared, lists, places)
         jobs: list[tuple[int, Any]] = []  # (when it is ready, what to do)
         for i, gradient in enumerate(gradients):
             if gradient is None:
@@ -146,9 +149,9 @@ class GradientExchange:
                 if self.options.scale_local_gradients and not is_overwritten(variables[i]):
                     result[i] = map_gradient(lambda g: g / comm.size, gradient)
             elif is_overwritten(variables[i]):
-                jobs.append((i, partial(self._maximum, comm, result, i)))
+                jobs.append((i, partial(self._maximum, comm, result, i, numbers[i])))
             elif i not in dense:
-                jobs.append((i, partial(self._gather_slices, comm, result, i)))
+                jobs.append((i, partial(self._gather_slices, comm, result, i, numbers[i])))
         for number, members in enumerate(lists):
             name = f"hvdext.grad.{self.name}.{number}"
             reduce = partial(self._reduce, comm, result, variables, members, name, pattern)
@@ -159,7 +162,7 @@ class GradientExchange:
             job()
         if contributors is not None:
             self._rescale(result, variables, shared, comm.size / contributors)
-        return result
+        return [added_up(g, v) for g, v in zip(result, variables, strict=True)]
 
     def _rescale(self, result, variables, shared, factor):
         """Turns averages over all ranks into averages over those that contribute."""
@@ -169,15 +172,17 @@ class GradientExchange:
             if averaged and not is_overwritten(variable):
                 result[i] = map_gradient(lambda g: g * tf.cast(factor, g.dtype), result[i])
 
-    def _pattern(self, gradients, variables, shared, where):
+    def _pattern(self, gradients, variables, shared, lists, places):
         """What is exchanged in this step: which gradients, of which kinds, in which messages."""
-        kinds = [kind_of(g) if s else "local" for g, s in zip(gradients, shared, strict=True)]
-        missing, sparse = (
-            [path_of(v) for v, kind in zip(variables, kinds, strict=True) if kind == wanted]
-            for wanted in ("no", "sparse")
-        )
+        trio = list(zip(variables, gradients, shared, strict=True))
+        exchanged = [(path_of(v), kind_of(g)) for v, g, s in trio if s]
+        missing, sparse = ([path for path, kind in exchanged if kind == k] for k in ("no", "sparse"))
+        where = [place for place, s in zip(places, shared, strict=True) if s] if places else []
+        # The shape of a tensor that is no variable may change from step to step.
+        tensors = [v for v, _, s in trio if s and isinstance(v, tf.Tensor)]
+        shapes = [tuple(v.shape) for v in tensors if v.shape.is_fully_defined()]
         return Pattern(
-            (kinds, where),
+            ([kind for _, kind in exchanged], (_renumbered(lists, shared), where), shapes),
             f"The ranks disagree about which gradients of {self.name!r} there are in this step. On this one "
             f"there is no gradient of {missing or 'no variable'}, a sparse one of {sparse or 'no variable'}. "
             "What takes part in the loss of one rank must take part in that of every rank: add 0 * the rest.",
@@ -206,10 +211,10 @@ class GradientExchange:
         reduce = allreduce_fp16 if half else type(comm).allreduce
         return reduce(comm, tensors, name, prescale=before, postscale=after)
 
-    def _gather_slices(self, comm, result, index):
+    def _gather_slices(self, comm, result, index, number):
         """Replaces a sparse gradient by the slices of all ranks."""
         slices = result[index]
-        name = f"hvdext.grad.{self.name}.sparse{index}"
+        name = f"hvdext.grad.{self.name}.sparse{number}"
         values = slices.values
         with tf.device(self.options.device_sparse or None):
             half = self.options.compression is Compression.fp16 and values.dtype.size > 2
@@ -220,11 +225,11 @@ class GradientExchange:
                 values = values / comm.size
         result[index] = tf.IndexedSlices(values, indices, slices.dense_shape)
 
-    def _maximum(self, comm, result, index):
+    def _maximum(self, comm, result, index, number):
         # float8 training writes scales and amax histories through "gradients": one process with the
         # whole batch would have seen the largest, as Keras' own accumulation does.
         gradient = result[index]
-        everyone = comm.allgather(gradient[tf.newaxis], f"hvdext.grad.{self.name}.maximum{index}")
+        everyone = comm.allgather(gradient[tf.newaxis], f"hvdext.grad.{self.name}.maximum{number}")
         result[index] = tf.ensure_shape(tf.reduce_max(everyone, axis=0), gradient.shape)
 
     def _dense_indices(self, gradients, variables, shared):
@@ -247,7 +252,8 @@ class GradientExchange:
         picked = [variables[i] for i in dense]
         kinds = [tf.as_dtype(v.dtype).name for v in picked]
         if groups is None:
-            sizes = [tf.TensorShape(v.shape).num_elements() * _item_bytes(v) for v in picked]
+            # Those of unknown length count as nothing: all ranks must come to the same buckets.
+            sizes = [(tf.TensorShape(v.shape).num_elements() or 0) * _item_bytes(v) for v in picked]
             lists = buckets.buckets(sizes, kinds)
         elif isinstance(groups, int):
             lists = buckets.grouped(len(dense), kinds, groups)
@@ -257,6 +263,16 @@ class GradientExchange:
             named = [[place[identity_of(v)] for v in g if identity_of(v) in place] for g in groups]
             lists = buckets.grouped(len(dense), kinds, [group for group in named if group])
         return [[dense[i] for i in members] for members in lists]
+
+
+def _numbers(shared):
+    """The places of exchanged gradients among themselves, by their indices: what stays local differs."""
+    return {i: n for n, i in enumerate(i for i, s in enumerate(shared) if s)}
+
+
+def _renumbered(lists, shared):
+    numbers = _numbers(shared)
+    return [[numbers[i] for i in members] for members in lists]
 
 
 def _check_groups(groups, variables):
@@ -276,4 +292,4 @@ def _item_bytes(variable):
 
 
 def _dense(gradient, variable):
-    return tf.ensure_shape(tf.convert_to_tensor(gradient), variable.shape)
+    return tf.ensure_shape(tf.convert_to_tensor(added_up(gradient, variable)), variable.shape)

@@ -20,7 +20,7 @@ _BITS = {1: tf.int8, 2: tf.int16}
 # Without quotes, which TensorFlow would escape.
 _WHY = (
     "The ranks do not hold the same before this update: they would train different models without a word. "
-    "Did one rank load weights or the state of an optimizer, or begin with another epoch or learning rate? "
+    "Did one rank load weights or the state of an optimizer, or change a learning rate? "
     "Let all do so, or put hvd.callbacks.BroadcastGlobalVariablesCallback(0) first. What may differ belongs "
     "into register_local_var; with on_divergence=broadcast in hvd.init the values of the first rank count. "
     "The first difference:"
@@ -38,10 +38,9 @@ class Guard:
         self._name = f"hvdext.guard.{name}"
         with tf.init_scope(), tf.device("/CPU:0"):
             self._updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
-            self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False, name="epoch")
 
-    def training_begins(self) -> None:
-        """The next update is the first of a training."""
+    def look_next(self) -> None:
+        """Before the next update, whatever the last look was: a training or an epoch begins."""
         self._updates.assign(0)
 
     def look(self, comm: Communicator, held: Callable[[], Sequence[tuple[str, Any]]]) -> tf.Tensor:
@@ -57,7 +56,7 @@ class Guard:
         update = self._updates.assign_add(1) - 1
         return tf.cond(
             tf.equal(update % guards.check_every, 0),
-            lambda: self._compare(comm, [("epoch", self.epoch), *held()], guards.on_divergence),
+            lambda: self._compare(comm, held(), guards.on_divergence),
             lambda: tf.constant(True),
         )
 

@@ -22,10 +22,15 @@ from hvdext.common.arguments import suggests_keywords
 from hvdext.common.checks import require_whole
 from hvdext.gradients.accumulation import Accumulator
 from hvdext.gradients.apply_hook import ApplyHook, check_members, hook_of
+from hvdext.gradients.batches import told_of_batches
 from hvdext.gradients.exchange import GradientExchange
 from hvdext.gradients.options import ExchangeOptions, old_groups
 from hvdext.gradients.training import told_by_fit
+from hvdext.gradients.weighing import Weighing, WeightBy
 from hvdext.keras_tools.every_fit import follow_every_fit
+from hvdext.keras_tools.every_train_step import surround_every_train_step
+from hvdext.keras_tools.lookups import note_sparse_lookups
+from hvdext.keras_tools.loss_reduction import listen_to_losses
 from hvdext.keras_tools.optimizers import innermost
 from hvdext.keras_tools.selection import Select
 
@@ -49,6 +54,7 @@ def DistributedOptimizer(
     *,
     select: Select = None,
     uneven_batches: bool = False,
+    weight_by: WeightBy = None,
 ) -> keras.optimizers.Optimizer:
     """Makes `optimizer` combine its gradients over the ranks before it applies them.
 
@@ -84,6 +90,11 @@ def DistributedOptimizer(
             `optimizer.register_local_var(variable)`. None: all.
         uneven_batches: for custom loops in which a rank may run out of batches before the others: it then
             calls `hvd.join(optimizer)`. In `model.fit` the callback `hvd.callbacks.UnevenBatches` does both.
+        weight_by: what a rank's gradients count for, in `model.fit` and `train_on_batch`. None: losses of
+            Keras that divide by a mask, by weights or by nothing divide by all ranks' as one process would,
+            and batches are of one size. "samples": gradients are weighed by the rows of the rank's batch,
+            too: for ranks with different batch sizes. A function of (x, y, sample_weight), the last two
+            perhaps None, returns a scalar: what the loss of this rank's batch is divided by.
 
     Returns:
         `optimizer`; of a name, the optimizer that Keras makes of it.
@@ -104,10 +115,13 @@ def DistributedOptimizer(
     check_members(target)
     exchange = GradientExchange(name or target.name, options)
     accumulator = Accumulator(passes, average_aggregated_gradients) if passes > 1 else None
-    hook = ApplyHook(target, exchange, accumulator)
+    hook = ApplyHook(target, exchange, accumulator, Weighing(exchange, weight_by))
     hook.expect_uneven_batches(uneven_batches)
     hook.put_into(optimizer)
     follow_every_fit(told_by_fit)
+    surround_every_train_step(told_of_batches)
+    listen_to_losses()
+    note_sparse_lookups()
     return optimizer
 
 

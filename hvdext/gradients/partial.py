@@ -51,7 +51,8 @@ def PartialDistributedOptimizer(
         op: see there.
         groups: see there.
         process_set: see there.
-        local_layers: a layer or a model, or several, whose gradients are not exchanged; None: none.
+        local_layers: a layer or a model, or several, whose gradients are not exchanged; None: none. Each rank
+            may have others, of other shapes.
         scale_local_gradients: divide the local gradients by the number of ranks.
         backward_passes_per_step: see there.
         average_aggregated_gradients: see there.
@@ -89,7 +90,8 @@ class PartialDistributedGradientTape(DistributedGradientTape):
     Layers need not be built yet: each call of `gradient()` asks them for their variables.
 
     Args:
-        local_layers: a layer or a model, or several, whose gradients are not exchanged; None: none.
+        local_layers: a layer or a model, or several, whose gradients are not exchanged; None: none. Each rank
+            may have others, of other shapes.
 
     The other arguments are those of `hvd.DistributedGradientTape`.
 
@@ -118,14 +120,13 @@ class PartialDistributedGradientTape(DistributedGradientTape):
         options = ExchangeOptions.from_arguments(locals(), groups=old_groups(num_groups, groups), select=None)
         super().__init__(gradtape, **options.as_arguments())
 
-    def gradient(self, target, sources, output_gradients=None):
-        """As `hvd.DistributedGradientTape.gradient`; the local layers' gradients are this rank's own."""
+    def _exchange(self, sources):
         for layer in self._local_layers:
             for variable in layer.variables:
                 if identity_of(variable) not in self._registered:
                     self._registered.add(identity_of(variable))
                     self.register_local_source(variable)
-        return super().gradient(target, sources, output_gradients)
+        return super()._exchange(sources)
 
 
 def _layers(local_layers) -> list[keras.layers.Layer]:

@@ -15,7 +15,9 @@ from hvdext.comm.process_sets import ProcessSet
 from hvdext.common.arguments import suggests_keywords
 from hvdext.gradients.exchange import GradientExchange
 from hvdext.gradients.options import ExchangeOptions, old_groups
+from hvdext.gradients.sums import marked
 from hvdext.keras_tools.autograph import without_autograph
+from hvdext.keras_tools.lookups import note_sparse_lookups
 from hvdext.keras_tools.selection import Select, path_of
 
 _AGREED = "gradient exchanges that the ranks of the job have compared"  # in the ledger's notes
@@ -60,6 +62,7 @@ class DistributedGradientTape:
     ):
         if not isinstance(gradtape, tf.GradientTape):
             raise TypeError(f"`gradtape` must be a tf.GradientTape. Received: {gradtape!r}.")
+        note_sparse_lookups()
         self._tape = gradtape
         self._local: list = []
         self._options = ExchangeOptions.from_arguments(locals(), groups=old_groups(num_groups, groups))
@@ -75,26 +78,40 @@ class DistributedGradientTape:
         return getattr(self._tape, name)
 
     def register_local_source(self, source) -> None:
-        """Keeps the gradient of the variable `source` local."""
+        """Keeps the gradient of the variable or tensor `source` local.
+
+        Ranks may have others, of other shapes, and another number of them.
+        """
         self._local.append(source)
 
     @without_autograph
-    def gradient(self, target, sources, output_gradients=None):
+    def gradient(
+        self,
+        target,
+        sources,
+        output_gradients=None,
+        unconnected_gradients=tf.UnconnectedGradients.NONE,
+        *,
+        use_generic_names: bool = False,
+    ):
         """As `tf.GradientTape.gradient`, combined over the ranks.
 
-        Every rank must call it, with the same sources. The first call for a set of sources compares
-        their names, shapes and kinds over the ranks.
+        Every rank must call it, with the same sources but for local ones. The first call for a set of sources
+        compares their names, shapes and kinds over the ranks; watched tensors have no names, and are matched
+        by their places.
 
         Args:
             target: as there.
-            sources: Keras or TensorFlow variables, in any structure.
+            sources: Keras or TensorFlow variables, or watched tensors, in any structure.
             output_gradients: as there.
+            unconnected_gradients: as there.
+            use_generic_names: accepted for Horovod's sake: names never come from TensorFlow's.
 
         Raises:
-            TypeError: if a source is not a variable.
+            TypeError: if a source is neither a variable nor a tensor.
             ValueError: on every rank alike, if the ranks' sources or settings differ.
         """
-        gradients = self._tape.gradient(target, sources, output_gradients)
+        gradients = self._tape.gradient(target, sources, output_gradients, unconnected_gradients)
         flat_gradients = _flat(gradients, sources)
         flat_sources = tf.nest.flatten(sources)
         exchange = self._exchange(flat_sources)
@@ -103,31 +120,66 @@ class DistributedGradientTape:
             with tf.init_scope():
                 exchange.agree("DistributedGradientTape", flat_gradients, flat_sources, {})
             agreed.add(exchange.name)
-        combined = exchange.combine(flat_gradients, flat_sources)
+        combined = exchange.combine(marked(flat_gradients, flat_sources), flat_sources)
         return tf.nest.pack_sequence_as(sources, combined)
+
+    def get_local_and_global_gradients(
+        self, target, sources, output_gradients=None, use_generic_names: bool = False
+    ) -> tuple[list[tuple], list[tuple]]:
+        """`gradient`, parted into what stays on this rank and what has been combined.
+
+        Args:
+            target: as for `gradient`.
+            sources: as for `gradient`.
+            output_gradients: as for `gradient`.
+            use_generic_names: as for `gradient`.
+
+        Returns:
+            Two lists of pairs (source, gradient), in the order of `sources`: the local ones and the others.
+
+        Raises:
+            TypeError, ValueError: as `gradient`.
+        """
+        gradients = self.gradient(target, sources, output_gradients, use_generic_names=use_generic_names)
+        flat_sources = tf.nest.flatten(sources)
+        local: list[tuple] = []
+        combined: list[tuple] = []
+        shared = self._exchange(flat_sources).is_shared(flat_sources)
+        for source, gradient, s in zip(flat_sources, _flat(gradients, sources), shared, strict=True):
+            (combined if s else local).append((source, gradient))
+        return local, combined
 
     def _exchange(self, sources):
         """Named after what it does: a new tape is made for every step, the collectives stay the same."""
-        strangers = [source for source in sources if not _is_variable(source)]
+        strangers = [s for s in sources if not isinstance(s, (tf.Tensor, tf.Variable, keras.Variable))]
         if strangers:
             raise TypeError(
-                "`sources` must be variables, whose gradients the ranks can match by name; use the recording "
-                f"tape's own `gradient` for others. Received: {strangers}."
+                "`sources` must be variables or tensors; use the recording tape's own `gradient` for others. "
+                f"Received: {strangers}."
             )
-        shapes = [(path_of(s), tuple(s.shape), tf.as_dtype(s.dtype).name) for s in sources]
         # Functions print their address and variables their values, which differ between ranks.
         plain = (str, int, float, enum.Enum, ProcessSet, type(None))
         given = self._options.as_arguments()
         options = {name: value for name, value in given.items() if isinstance(value, plain)}
-        digest = hashlib.sha256(repr((shapes, options)).encode()).hexdigest()[:8]
-        exchange = GradientExchange(f"tape-{digest}", self._options)
+        exchange = GradientExchange("tape", self._options)
         for source in self._local:
             exchange.register_local_var(source)
+        try:
+            shared = exchange.is_shared(sources)
+        except ValueError:  # which `agree` meets as well, and tells the other ranks
+            shared = [True] * len(sources)
+        named = [_named(source) for source, s in zip(sources, shared, strict=True) if s]
+        digest = hashlib.sha256(repr((named, options)).encode()).hexdigest()[:8]
+        exchange.name = f"tape-{digest}"
         return exchange
 
 
-def _is_variable(source):
-    return isinstance(source, (tf.Variable, keras.Variable))
+def _named(source):
+    """What ranks know a source by. A tensor's shape may change with the batch, for one of them first."""
+    dtype = tf.as_dtype(source.dtype).name
+    if isinstance(source, tf.Tensor):
+        return path_of(source), source.shape.rank, dtype
+    return path_of(source), tuple(source.shape), dtype
 
 
 def _flat(gradients, sources):

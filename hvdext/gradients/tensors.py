@@ -62,7 +62,8 @@ def clipped(gradient, squares: tf.Tensor, limit: float):
 def all_finite(gradients: Sequence) -> tf.Tensor:
     """True, as a scalar, if no number of any gradient is infinite or NaN."""
     present = [gradient for gradient in gradients if gradient is not None]
-    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(values_of(gradient))) for gradient in present])
+    finite = [tf.reduce_all(tf.math.is_finite(values_of(gradient))) for gradient in present]
+    return tf.reduce_all([True, *finite])
 
 
 def poisoned(gradients: Sequence, unless: tf.Tensor) -> list:

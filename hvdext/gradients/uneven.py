@@ -17,9 +17,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.gradients.accumulation import kind_of
 from hvdext.keras_tools.optimizers import learning_rate_of, with_members
+from hvdext.keras_tools.selection import described
 
 
 class RollCall:
@@ -37,23 +39,25 @@ class RollCall:
         self._comm = comm
         self._optimizer = optimizer
 
-    def take(self, present: bool) -> tf.Tensor:
-        """Returns how many ranks contribute to this step: a float64 scalar, the same on every rank.
+    def take(self, present: bool, weight: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns how many ranks contribute to this step, and their weights' sum: float64, alike on all.
 
         Args:
             present: whether this rank does.
+            weight: what it counts for, a float64 scalar; None: for nothing.
         """
         comm = self._comm()
         settings = _hyperparameters(self._optimizer)
         values = [tf.cast(tf.convert_to_tensor(variable), tf.float64) for variable in settings]
-        mine = tf.stack([tf.constant(float(present), tf.float64), *values])
+        weight = tf.zeros([], tf.float64) if weight is None else weight
+        mine = tf.stack([tf.constant(float(present), tf.float64), weight, *values])
         everyone = comm.allgather(mine[tf.newaxis], self._name)
-        everyone = tf.ensure_shape(everyone, [comm.size, 1 + len(settings)])
+        everyone = tf.ensure_shape(everyone, [comm.size, 2 + len(settings)])
         count = tf.reduce_sum(everyone[:, 0])
         first = tf.gather(everyone, tf.argmax(everyone[:, 0]))
-        for variable, own, theirs in zip(settings, values, tf.unstack(first)[1:], strict=True):
+        for variable, own, theirs in zip(settings, values, tf.unstack(first)[2:], strict=True):
             variable.assign(tf.cast(tf.where(count > 0, theirs, own), variable.dtype))
-        return count
+        return count, tf.reduce_sum(everyone[:, 1])
 
 
 def _hyperparameters(optimizer):
@@ -92,6 +96,29 @@ def _kind(gradient):
             return Kind(gradient.values.dtype.name, gradient.indices.dtype.name)
         case _:
             return Kind(gradient.dtype.name)
+
+
+def common_kinds(
+    comm: Communicator, subject: str, kinds: list[Kind | None] | None, variables: Sequence
+) -> list[Kind | None] | None:
+    """What the gradients are made of, told by a rank that has some; compares the variables of all.
+
+    Ranks without a gradient have compared nothing before. All of them call it.
+
+    Args:
+        comm: the ranks.
+        subject: whose gradients they are.
+        kinds: this rank's, or None.
+        variables: the variables the gradients belong to.
+
+    Raises:
+        ValueError: on every rank alike, if the variables differ.
+    """
+    mine = {f"variable {i}": described(v) for i, v in enumerate(variables)}
+    everyone = comm.allgather_object((kinds, mine), "hvdext.agreement.kinds")
+    if any(theirs != mine for _, theirs in everyone):
+        raise ValueError(agreement.disagreement(subject, [facts for _, facts in everyone], comm.ranks))
+    return next((kinds for kinds, _ in everyone if kinds is not None), None)
 
 
 def empty_gradients(kinds: Sequence[Kind | None], variables: Sequence) -> list:

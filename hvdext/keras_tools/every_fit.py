@@ -5,19 +5,20 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import keras
 
-Follower = Callable[[keras.Model], keras.callbacks.Callback | None]
+Follower = Callable[[keras.Model, Any], keras.callbacks.Callback | None]
 
 _followers: list[Follower] = []
 
 
 def follow_every_fit(follower: Follower) -> None:
-    """From now on `follower(model)` is called when a model's `fit` is; the second time, nothing changes.
+    """From now on `follower(model, x)` is called when a model's `fit` is; the second time, nothing changes.
 
     Args:
-        follower: returns a callback to be called after the user's, or None.
+        follower: takes the model and `fit`'s data; returns a callback to be called after the user's, or None.
     """
     if not _followers:
         keras.Model.fit = _entrance(keras.Model.fit)
@@ -34,7 +35,8 @@ def _entrance(keras_fit):
             call = signature.bind(self, *args, **kwargs)
         except TypeError:  # Keras says so
             return keras_fit(self, *args, **kwargs)
-        added = [callback for follower in _followers if (callback := follower(self)) is not None]
+        x = call.arguments.get("x")
+        added = [callback for follower in _followers if (callback := follower(self, x)) is not None]
         given = call.arguments.get("callbacks")
         if isinstance(given, keras.callbacks.CallbackList):
             return _with_appended(given, added, lambda: keras_fit(*call.args, **call.kwargs))

@@ -152,6 +152,22 @@ def required_function_of(model: keras.Model) -> keras.Function:
     return function
 
 
+def with_open_batch(model: keras.Model) -> keras.Model:
+    """A Sequential model for batches of any size, where it was built on the batch it was first called with.
+
+    Keras then keeps that batch's size in the file. Other models are returned as they are, and so is one whose
+    layers need to know the size, such as a stateful RNN.
+    """
+    function = function_of(model) if isinstance(model, keras.Sequential) else None
+    if function is None or len(function.inputs) != 1 or function.inputs[0].shape[0] is None:
+        return model
+    if any(getattr(layer, "stateful", False) for layer in flat_layers(model)):
+        return model
+    (tensor,) = function.inputs
+    start = keras.Input((*tensor.shape[1:],), dtype=tensor.dtype, name=tensor._keras_history.operation.name)
+    return keras.Sequential([start, *model.layers], name=model.name)
+
+
 def standardized(function: keras.Function, inputs: Any) -> list[Any]:
     """The tensors that a graph is called on, in its order, of what its model is given.
 

@@ -25,6 +25,23 @@ def results_of(model: keras.Model, logs: Logs) -> dict[str, Any]:
     return dict(model._get_metrics_result_or_logs(logs))
 
 
+def has_own_results(model: keras.Model) -> bool:
+    """Whether the model makes its results of its metrics in its own way, in `get_metrics_result`."""
+    return getattr(model.get_metrics_result, "__func__", None) is not keras.Model.get_metrics_result
+
+
+def results_with(model: keras.Model, states: Mapping[int, Any]) -> dict[str, Any]:
+    """What the model would make of other states of its metrics; these keep their own.
+
+    Args:
+        model: the model.
+        states: by the `id` of a metric's variable.
+    """
+    mapping = [(v, states[id(v)]) for metric in model.metrics for v in metric.variables if id(v) in states]
+    with keras.StatelessScope(state_mapping=mapping):
+        return dict(model.get_metrics_result())
+
+
 def in_order(model: keras.Model, logs: Logs) -> Any:
     """What `evaluate` returns of `logs` by default: a list in Keras' order, or one value."""
     return model._flatten_metrics_in_order(logs)

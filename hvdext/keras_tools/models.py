@@ -22,6 +22,11 @@ def flat_layers(layer: keras.Layer, *, include_self: bool = True) -> list[keras.
     return layer._flatten_layers(include_self=include_self)
 
 
+def added_losses(model: keras.Model) -> list[Any]:
+    """The losses that layers have added in their calls, without penalties of weights."""
+    return [loss for layer in flat_layers(model) for loss in layer._get_own_losses()]
+
+
 def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     """The optimizer that a model is compiled with, and those in its attributes, also in lists and dicts."""
     found = {
@@ -84,6 +89,14 @@ def output_structure(function: keras.Function) -> Any:
 def maker_of(tensor: keras.KerasTensor) -> keras.Operation:
     """The layer or operation that has made a symbolic tensor."""
     return tensor._keras_history.operation
+
+
+def dtype_of(tensor: keras.KerasTensor) -> str:
+    """A symbolic tensor's dtype; Keras takes the words that an inverted `StringLookup` gives for numbers."""
+    history = getattr(tensor, "_keras_history", None)
+    maker = None if history is None else history.operation
+    is_word = isinstance(maker, keras.layers.StringLookup) and maker.invert
+    return "string" if is_word else tensor.dtype
 
 
 def retrace(model: keras.Model, *kinds: str) -> None:

@@ -22,6 +22,7 @@ PRIVATE_NAMES: dict[str, dict[str, str]] = {
         "_call_context_args": "which arguments, such as `training`, go on to the layers in a layer",
         "_convert_input_args": "whether arguments are cast and converted",
         "_flatten_layers": "the layers in a model or layer",
+        "_get_own_losses": "what a layer has added to the loss",
     },
     "keras.Model": {
         "_aggregate_additional_loss": "what a penalty adds to the loss",
@@ -116,6 +117,10 @@ PRIVATE_NAMES: dict[str, dict[str, str]] = {
     "keras.src.backend.tensorflow.trainer": {
         "TFEpochIterator": "the batches that `fit` makes of its arguments",
     },
+    "keras.src.losses.loss": {
+        "apply_mask": "the weights of samples that a mask leaves",
+        "reduce_weighted_values": "how losses of samples become one number",
+    },
     "keras.src.models.functional.Functional": {
         "_standardize_inputs": "the tensors of what a functional model is given",
     },
@@ -151,11 +156,19 @@ PRIVATE_NAMES: dict[str, dict[str, str]] = {
         "object_name_uids": "the table of how often each name is taken",
     },
     "tensorflow.data.Dataset": {
+        "_as_serialized_graph": "the data set as a graph",
+        "_functions": "the functions that it calls",
         "_inputs": "the data sets that one is made of",
         "_variant_tensor": "the data set as TensorFlow runs it",
     },
+    "tensorflow.Graph": {
+        "_get_function": "the body of a call in a graph",
+    },
     "tensorflow.python.eager.context": {
         "global_seed": "the seed that `tf.random.set_seed` was given",
+    },
+    "tensorflow.python.ops.embedding_ops": {
+        "embedding_lookup_sparse_impl": "the sparse lookup behind all public ones",
     },
     "tensorflow.python.ops.control_flow_util": {
         "GraphOrParentsInXlaContext": "whether XLA is going to compile a graph",

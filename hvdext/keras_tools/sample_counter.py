@@ -1,4 +1,4 @@
-"""How many samples a model has been trained on: Keras does not tell its callbacks."""
+"""How many samples a model has been trained or tested on: Keras does not tell its callbacks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hvdext.keras_tools.train_step import around
 
 
 class SampleCounter:
-    """Counts the rows of each batch that `model.fit` and `train_on_batch` train on.
+    """Counts the rows of each batch that `model.fit` and `train_on_batch` train on, or those of tests.
 
     The count is a variable that the training step itself adds to, so that it is right with
     `steps_per_execution`, uneven last batches and `run_eagerly`, and costs no wait. Several users share one
-    counter per model. While at least one holds it, the model's `train_step` is wrapped.
+    counter per model and kind of step. While at least one holds it, that step of the model is wrapped.
 
         counter = SampleCounter.of(model)
         counter.acquire()   # at the latest in a callback's `set_model`
@@ -30,22 +30,24 @@ class SampleCounter:
     Get it with `SampleCounter.of(model)`.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, kind: str):
+        self._kind = kind
         # Not the model itself: the table of counters would keep it alive.
         self._model = weakref.ref(model)
         self._rows = tf.Variable(0, dtype=tf.int64, trainable=False, name="samples")
         self._users = 0
         self._is_counting = False  # within a step that counts
-        self._counts_in: weakref.ref | None = None  # a train function that was made to count
+        self._counts_in: weakref.ref | None = None  # a function of Keras' that was made to count
         self._take_off: Callable[[], None] = lambda: None
 
     @staticmethod
-    def of(model) -> SampleCounter:
-        """The counter of `model`, always the same one."""
+    def of(model, kind: str = "train") -> SampleCounter:
+        """The counter of what `model` does in its steps of one kind ("train" or "test"), always the same."""
         with _lock:
-            if model not in _counters:
-                _counters[model] = SampleCounter(model)
-            return _counters[model]
+            counters = _counters.setdefault(model, {})
+            if kind not in counters:
+                counters[kind] = SampleCounter(model, kind)
+            return counters[kind]
 
     def acquire(self) -> None:
         """Counts from now on, until as many have called `release`."""
@@ -53,10 +55,10 @@ class SampleCounter:
         if self._users > 1:
             return
         model: Any = self._model()
-        self._take_off = around(model, self._counting)
-        made = model.train_function
+        self._take_off = around(model, self._counting, self._kind)
+        made = getattr(model, f"{self._kind}_function")
         if made is not None and (self._counts_in is None or self._counts_in() is not made):
-            retrace(model, "train")
+            retrace(model, self._kind)
 
     def release(self) -> None:
         """Takes the wrapper off when the last user has left."""
@@ -64,14 +66,21 @@ class SampleCounter:
         if self._users > 0:
             return
         model: Any = self._model()
-        made = model.train_function
+        made = getattr(model, f"{self._kind}_function")
         # What was traced may stay, since adding to a number nobody reads does no harm: the next `fit` need
         # not trace again.
         self._counts_in = None if made is None else weakref.ref(made)
         self._take_off()  # where somebody has wrapped ours it stays inside, and counts once all the same
 
+    @staticmethod
+    def is_needed(model, kind: str = "train") -> bool:
+        """Whether a step of the user's own decides what Keras' mean of the loss counts."""
+        step = getattr(getattr(model, f"{kind}_step"), "__func__", None)
+        package = getattr(step, "__module__", "").partition(".")[0]
+        return package not in ("keras", "hvdext")
+
     def total(self) -> int:
-        """Rows trained on so far, never less than before."""
+        """Rows so far, never less than before."""
         return int(self._rows.numpy())
 
     def _counting(self, plain):

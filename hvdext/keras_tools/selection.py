@@ -13,7 +13,9 @@ Select = str | Sequence[str] | Callable[[object], bool] | None
 
 
 def path_of(variable) -> str:
-    """A Keras variable's path (`dense/kernel`), or a TensorFlow variable's name."""
+    """A Keras variable's path (`dense/kernel`), or a TensorFlow variable's name; a tensor has none."""
+    if isinstance(variable, tf.Tensor):
+        return "(tensor)"
     return getattr(variable, "path", None) or variable.name
 
 
@@ -30,7 +32,8 @@ def described(variable) -> str:
 def content_of(variable) -> str:
     """A variable's shape and dtype, and which slice it holds: ranks with different ones must not mix them."""
     marked = mark_of(variable)
-    kind = f"{tuple(variable.shape)} {tf.as_dtype(variable.dtype).name}"
+    shape = tf.TensorShape(variable.shape)
+    kind = f"{tuple(shape) if shape.rank is not None else shape} {tf.as_dtype(variable.dtype).name}"
     return kind if marked is None else f"{kind}, {marked[0]}"
 
 

@@ -45,6 +45,19 @@ def compiled_loss(model: keras.Model) -> Any:
     return model._compile_loss
 
 
+def is_one_loss(model: keras.Model) -> bool:
+    """Whether a model trains on one loss of those that it was compiled with, besides what layers add.
+
+    A `train_step` or `compute_loss` of its own may make others. Before the losses are built nobody knows.
+    """
+    own = any(
+        getattr(type(model), name) is not getattr(keras.Model, name)
+        for name in ("train_step", "compute_loss")
+    )
+    losses = model._compile_loss
+    return not own and losses is not None and losses.built and len(losses._flat_losses) == 1
+
+
 def reductions_of(model: keras.Model) -> set[str]:
     """The reductions of the losses of all outputs, once they are built."""
     losses = [entry.loss for entry in compiled_loss(model)._flat_losses]

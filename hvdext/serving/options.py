@@ -67,6 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N,N,...",
         help="fill batches up to these sizes only",
     )
+    add(
+        "--mix-requests",
+        default="auto",
+        help="auto (the default): compute requests together where rows do not depend on each other; always; "
+        "never",
+    )
     add("--max-queue", type=int, default=1000, metavar="N", help="requests that may wait (default: 1000)")
     add(
         "--max-queue-bytes",
@@ -135,6 +141,7 @@ def check(args: argparse.Namespace, environ: Mapping[str, str]) -> Job:
             max_batch_size=largest if args.max_batch_size is None else args.max_batch_size,
             max_delay=args.max_delay_ms / 1000,
             batch_sizes=args.batch_sizes,
+            mix_requests=args.mix_requests,
             max_queue=args.max_queue,
             max_queue_bytes=args.max_queue_bytes,
             timeout=args.timeout,

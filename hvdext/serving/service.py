@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,19 +19,38 @@ class TensorSpec:
         datatype: of the Open Inference Protocol: "BOOL", "UINT8" to "UINT64", "INT8" to "INT64", "FP16",
             "FP32", "FP64" or "BYTES" (text; NumPy arrays of `object` that hold `bytes`).
         shape: with the axis of the batch, which comes first; None where a length is open.
+        optional: whether a request may leave it out; of an input.
     """
 
     name: str
     datatype: str
     shape: tuple[int | None, ...]
+    optional: bool = False
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What a model takes and gives, in the model's order."""
+    """What a model takes and gives, in the model's order.
+
+    Attributes:
+        inputs: what it takes.
+        outputs: what it gives.
+        alone: why a request's rows are never computed together with another's; empty: they may be.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    alone: str = ""
+
+    @property
+    def bare(self) -> TensorSpec | None:
+        """The input that values without a name are for: the only one, or the only one that must be there."""
+        required = [spec for spec in self.inputs if not spec.optional]
+        found = self.inputs if len(self.inputs) == 1 else required
+        return found[0] if len(found) == 1 else None
+
+
+DEFAULT_SIGNATURE = "serving_default"
 
 
 class State(enum.Enum):
@@ -56,6 +75,7 @@ class ModelVersion:
         digest: SHA-256 of the model's files, in hexadecimal digits.
         platform: such as "keras" or "tensorflow_savedmodel".
         ranks: those that can answer now.
+        others: what it takes and gives under the other names that requests may call it by.
     """
 
     name: str
@@ -66,6 +86,14 @@ class ModelVersion:
     digest: str
     platform: str
     ranks: tuple[int, ...]
+    others: Mapping[str, Signature] = field(default_factory=dict)
+
+    @property
+    def signatures(self) -> dict[str, Signature]:
+        """All of them by name, the default first; empty before it has been loaded once."""
+        if self.signature is None:
+            return {}
+        return {DEFAULT_SIGNATURE: self.signature, **self.others}
 
 
 class ServiceError(Exception):
@@ -143,6 +171,7 @@ class Service(Protocol):
         version: int | None,
         inputs: Mapping[str, np.ndarray],
         timeout: float | None = None,
+        signature: str = DEFAULT_SIGNATURE,
     ) -> tuple[ModelVersion, dict[str, np.ndarray]]:
         """The outputs of one request, and the version that gave them.
 
@@ -151,7 +180,9 @@ class Service(Protocol):
             version: as in `find`.
             inputs: one array for each input of the signature, checked against it by the caller: names,
                 dtypes, ranks and fixed lengths are right, and all have the same number of rows, 1 or more.
+                Optional ones may be missing.
             timeout: seconds this request may take; None: the server's own limit.
+            signature: one of the version's `signatures`.
 
         Returns:
             One array for each output of the signature, with as many rows.
@@ -184,7 +215,10 @@ class Service(Protocol):
 
     @property
     def ready(self) -> bool:
-        """True if it does not drain and every model has a version that is ready."""
+        """True if it does not drain and every model that is to answer has a version that is ready.
+
+        A model whose loading has failed, or that is loaded beside those that answer, does not count.
+        """
 
     def status(self) -> dict[str, Any]:
         """For the page and the metrics, as plain JSON.
@@ -197,6 +231,7 @@ class Service(Protocol):
          "models": [{"name", "version", "state", "reason", "ranks", "queue": requests waiting,
                      "queued_rows": rows waiting, "in_flight": requests being computed,
                      "batches": n, "rows": n, "padded_rows": n,
+                     "alone": why requests are computed one by one, or "",
                      "batch_sizes": {"8": batches of 8 rows, without padding, ...}}, ...],
          "queue": requests waiting in all, "max_queue": its limit}
         ```

@@ -9,6 +9,7 @@ from typing import Any
 from hvdext.common.checks import is_whole, require_choice, require_number, require_whole
 
 MODES = ("replicas", "pipeline")
+MIXES = ("auto", "always", "never")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class Settings:
         max_batch_size: rows that go to the model together at most.
         max_delay: seconds that a request may wait for others to join it.
         batch_sizes: the sizes that batches are filled up to; empty: any size up to `max_batch_size`.
+        mix_requests: whether rows of several requests are computed together: "auto", where a row's answer
+            does not depend on the others; "always"; or "never".
         max_queue: requests that may wait.
         max_queue_bytes: bytes that their inputs may have together.
         timeout: seconds that a request may take.
@@ -33,6 +36,7 @@ class Settings:
     max_batch_size: int = 32
     max_delay: float = 0.002
     batch_sizes: tuple[int, ...] = ()
+    mix_requests: str = "auto"
     max_queue: int = 1000
     max_queue_bytes: int = 512 << 20
     timeout: float = 30.0
@@ -41,6 +45,7 @@ class Settings:
 
     def __post_init__(self):
         require_choice("mode", self.mode, MODES)
+        require_choice("mix_requests", self.mix_requests, MIXES)
         for name in ("size", "max_batch_size", "max_queue", "max_queue_bytes"):
             self._keep(name, require_whole(name, getattr(self, name), 1))
         delay = require_number("max_delay", self.max_delay, _is_delay, "be 0 seconds or more")
@@ -60,6 +65,10 @@ class Settings:
         )
         pipeline = self.mode == "pipeline"
         _require(not pipeline or self.size >= 2, "mode", self.mode, "have 2 ranks or more for a pipeline")
+
+    def why_alone(self, found: str) -> str:
+        """Why a request's rows are computed without others', where trying the model has found `found`."""
+        return {"auto": found, "always": "", "never": "mix_requests is 'never'"}[self.mix_requests]
 
     def _keep(self, name: str, value: Any) -> None:
         """Python's own number instead of NumPy's."""

@@ -215,7 +215,7 @@ class Strategy:
             if "sync" in parts:
                 raise position.error(
                     "`gradients` must be given where `sync` is: gradients: none, for ranks that train on "
-                    "their own between exchanges, or gradients: {} to exchange gradients at every step, too. "
+                    "their own between exchanges, or with select or process_set those that are not synced. "
                     f"Received: {', '.join(settings)}."
                 )
             parts["gradients"] = READER.call(_GRADIENTS, {}, position.key("gradients"))

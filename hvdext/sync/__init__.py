@@ -1,5 +1,6 @@
 """Parameter sync: what is exchanged, when, how it travels, with whom, and what becomes of it."""
 
+from hvdext.common.public_names import unknown_name
 from hvdext.sync.attachment import attached
 from hvdext.sync.engine.engine import Exchanged, Totals
 from hvdext.sync.parameter_sync import ParameterSync
@@ -53,3 +54,7 @@ __all__ = [
     "Wire",
     "attached",
 ]
+
+
+def __getattr__(name: str) -> None:
+    raise unknown_name(__name__, name, __all__)

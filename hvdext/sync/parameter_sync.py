@@ -24,6 +24,7 @@ from hvdext.sync.engine.asynchronous import AsynchronousEngine
 from hvdext.sync.engine.engine import Engine, Exchanged, Totals
 from hvdext.sync.engine.members import members
 from hvdext.sync.engine.stepwise import StepwiseEngine
+from hvdext.sync.local_training import refuse_exchanged_gradients
 from hvdext.sync.pieces import Piece
 from hvdext.sync.rule import Mean, Outer, Pull
 from hvdext.sync.settings import Settings
@@ -88,7 +89,8 @@ class ParameterSync(keras.callbacks.Callback):
     Raises:
         TypeError, ValueError: if an answer is not one, or two contradict each other. When training begins, on
             every rank alike: if settings, models or resumed steps differ, a pattern matches nothing, there
-            are more fragments than layers or the number of ranks does not fit. During training, on every
+            are more fragments than layers, the number of ranks does not fit or the optimizer exchanges the
+            gradients of what is to be averaged. During training, on every
             rank: if weights are not finite, with "skip_rank" of all ranks.
         RuntimeError: before `hvd.init()`.
     """
@@ -375,7 +377,9 @@ class ParameterSync(keras.callbacks.Callback):
                 "`ParameterSync` needs ranks that train equally many steps, unless when=Always(). "
                 "Received: an optimizer with hvd.callbacks.UnevenBatches."
             )
-        return self.settings.what.fragments(model, optimizer)
+        fragments = self.settings.what.fragments(model, optimizer)
+        refuse_exchanged_gradients(comm, model, optimizer, fragments)
+        return fragments
 
     def _facts(self, fragments, goes_on):
         facts = self.settings.facts() | {"name": self._name, "measures": self._measures}

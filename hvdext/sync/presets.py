@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import keras
 
 from hvdext.common.arguments import suggests_keywords
-from hvdext.common.checks import require_number
+from hvdext.common.checks import require_number, require_whole
 from hvdext.sync.parameter_sync import ParameterSync
 from hvdext.sync.rule import Mean, Outer, Pull
 from hvdext.sync.what import Matching, Rotating, What
@@ -46,7 +46,7 @@ def LocalSGD(
         on_nonfinite: as in `ParameterSync`.
     """
     return ParameterSync(
-        Every(every, delay=delay),
+        _every(every, delay=delay),
         what=what,
         wire=wire,
         whom=whom,
@@ -68,9 +68,10 @@ def PostLocalSGD(
     """Post-local SGD: averages at every step first, then every `every` steps.
 
         1. for `warmup_steps` steps: one step on each rank, then x <- mean of the ranks' x
-        2. from then on: local SGD
+        2. from then on: local SGD, with averages at warmup_steps + every, warmup_steps + 2 every, ...
 
-    All x Every(warmup_steps) x Everyone x Mean. Lin et al. 2020, arXiv:1808.07217.
+    All x Every(warmup_steps) x Everyone x Mean. Lin et al. 2020, arXiv:1808.07217. (PyTorch's
+    `PostLocalSGDOptimizer` counts from there as well, and averages at warmup_steps + 1 already.)
 
     Args:
         every: steps between two averages after the warm-up, at least 1.
@@ -81,7 +82,11 @@ def PostLocalSGD(
         on_nonfinite: as in `ParameterSync`.
     """
     return ParameterSync(
-        Every(every, warmup_steps=warmup_steps), what=what, wire=wire, whom=whom, on_nonfinite=on_nonfinite
+        _every(every, warmup_steps=warmup_steps),
+        what=what,
+        wire=wire,
+        whom=whom,
+        on_nonfinite=on_nonfinite,
     )
 
 
@@ -118,7 +123,12 @@ def PartialSync(
     if not isinstance(what, What):
         what = Matching(*what) if isinstance(what, (list, tuple)) else Matching(what)
     return ParameterSync(
-        Every(every, delay=delay), what=what, wire=wire, whom=whom, rule=rule, on_nonfinite=on_nonfinite
+        _every(every, delay=delay),
+        what=what,
+        wire=wire,
+        whom=whom,
+        rule=rule,
+        on_nonfinite=on_nonfinite,
     )
 
 
@@ -148,7 +158,12 @@ def SMA(
         on_nonfinite: as in `ParameterSync`.
     """
     return ParameterSync(
-        Every(every), what=what, wire=wire, whom=whom, rule=Pull(alpha), on_nonfinite=on_nonfinite
+        _every(every),
+        what=what,
+        wire=wire,
+        whom=whom,
+        rule=Pull(alpha),
+        on_nonfinite=on_nonfinite,
     )
 
 
@@ -181,7 +196,12 @@ def EASGD(
         on_nonfinite: as in `ParameterSync`.
     """
     return ParameterSync(
-        Every(every), what=what, wire=wire, whom=whom, rule=Pull(alpha, beta), on_nonfinite=on_nonfinite
+        _every(every),
+        what=what,
+        wire=wire,
+        whom=whom,
+        rule=Pull(alpha, beta),
+        on_nonfinite=on_nonfinite,
     )
 
 
@@ -213,7 +233,12 @@ def DiLoCo(
         on_nonfinite: as in `ParameterSync`.
     """
     return ParameterSync(
-        Every(every), what=what, wire=wire, whom=whom, rule=Outer(_outer(outer)), on_nonfinite=on_nonfinite
+        _every(every),
+        what=what,
+        wire=wire,
+        whom=whom,
+        rule=Outer(_outer(outer)),
+        on_nonfinite=on_nonfinite,
     )
 
 
@@ -254,7 +279,7 @@ def StreamingDiLoCo(
         on_nonfinite: as in `ParameterSync`.
     """
     return ParameterSync(
-        Every(every, delay=delay),
+        _every(every, delay=delay),
         what=Rotating(fragments, by=by, order=order),
         wire=wire,
         whom=whom,
@@ -335,7 +360,7 @@ def SlowMo(
     require_number("beta", beta, lambda beta: 0 <= beta < 1, "lie in [0, 1)")
     require_number("alpha", alpha, lambda alpha: 0 < alpha < math.inf, "be a number above 0")
     return ParameterSync(
-        Every(every),
+        _every(every),
         what=what,
         wire=wire,
         whom=whom,
@@ -344,8 +369,18 @@ def SlowMo(
     )
 
 
+def _every(steps, **options):
+    """An `Every` whose interval is called as the presets call it."""
+    return Every(require_whole("every", steps, 1), **options)
+
+
 def _outer(optimizer):
     """The paper's, unless given."""
-    if optimizer is not None:
-        return optimizer
-    return keras.optimizers.SGD(0.7, momentum=0.9, nesterov=True)
+    if optimizer is None:
+        return keras.optimizers.SGD(0.7, momentum=0.9, nesterov=True)
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TypeError(
+            "`outer` must be a plain Keras optimizer, such as keras.optimizers.SGD(0.7, momentum=0.9). "
+            f"Received: outer={optimizer!r}."
+        )
+    return optimizer

@@ -75,9 +75,9 @@ class When:
 class Every(When):
     """Every fragment once in `steps` steps, the fragments evenly apart.
 
-    Fragment p of P (from 0) is exchanged at the steps t with
+    Fragment p of P (from 0) is exchanged at the steps t above warmup_steps with
 
-        t mod steps = floor((p + 1) * steps / P) mod steps
+        (t - warmup_steps) mod steps = floor((p + 1) * steps / P) mod steps
 
     which with one fragment are the multiples of `steps` (local SGD), and with several the staggered turns of
     Streaming DiLoCo (Douillard et al. 2025, arXiv:2501.18512).
@@ -87,7 +87,7 @@ class Every(When):
         delay: steps of training that go on while the exchange runs in the background, 0 to steps - 1; the
             result is merged after the last of them. 0: training waits for it.
         warmup_steps: for so many steps from the first on, everything is exchanged at every step, without
-            delay (post-local SGD, Lin et al. 2020, arXiv:1808.07217).
+            delay (post-local SGD, Lin et al. 2020, arXiv:1808.07217); the first interval begins after them.
 
     Raises:
         ValueError: if an argument breaks its rule.
@@ -129,8 +129,9 @@ class _EverySchedule(Schedule):
     def due(self, before, now):
         if before < self._when.warmup_steps:
             return list(range(len(self._offsets)))
-        every = self._when.steps
-        return [p for p, o in enumerate(self._offsets) if (now - o) // every > (before - o) // every]
+        every, first = self._when.steps, self._when.warmup_steps
+        turns = [((before - first - o) // every, (now - first - o) // every) for o in self._offsets]
+        return [p for p, (earlier, so_far) in enumerate(turns) if so_far > earlier]
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Wire:
 
     def __post_init__(self):
         format, rounding = self.format, self.rounding
-        require_choice("wire", format, tuple(_FORMATS))
+        require_choice("wire", format, tuple(_FORMATS), _SHORT)
         require_choice("rounding", rounding, _ROUNDINGS)
         if rounding == "error_feedback" and not isinstance(_FORMATS[format], _Integers):
             raise ValueError(
@@ -108,6 +108,9 @@ class Wire:
     @property
     def _is_random(self):
         return isinstance(_FORMATS[self.format], _Integers) and self.rounding == "stochastic"
+
+
+_SHORT = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
 
 
 def wire_of(value: str | Wire) -> Wire:

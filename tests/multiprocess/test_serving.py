@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import http.client
 import itertools
 import json
@@ -181,6 +182,7 @@ def test_replicas(tmp_path):
         server = Server(job, port)
         server.until(server.ready, _READY, "ready")
         _answers_are_right(server, repository)
+        _models_of_other_kinds(server, repository)
         _a_killed_worker_comes_back(server)
         _a_new_version_takes_over(server, repository)
         _sigterm_loses_no_request(server)
@@ -209,6 +211,36 @@ def _answers_are_right(server, repository):
     time.sleep(1)
     after = [sum(p.cpu_times()[:2]) for p in [*family, *supervisors]]
     assert max(b - a for a, b in zip(before, after, strict=True)) < 0.2
+
+
+def _models_of_other_kinds(server, repository):
+    """Rows that look at each other; built by its first batch; words as answers; one that cannot be loaded."""
+    layers, x = keras.layers, keras.Input((2,), name="x")
+    keras.Model(x, x - keras.ops.mean(x, 0, keepdims=True)).save(repository / "centred.keras")
+    called = keras.Sequential([layers.Dense(2, kernel_initializer="identity")])
+    called(np.ones((16, 2)))
+    called.save(repository / "called.keras")
+    lookup = layers.StringLookup(vocabulary=["cat", "dog"], invert=True, num_oov_indices=0)
+    keras.Model(x, lookup(keras.ops.argmax(x, -1))).save(repository / "label.keras")
+    (repository / "broken.keras").write_text("nothing that can be read")
+    for name, expected in (("centred", 200), ("called", 200), ("label", 200), ("broken", 400)):
+        status, answer = server.post(f"/v2/repository/models/{name}/load", {})
+        assert status == expected, answer
+        assert server.ready()
+
+    def predict(name, rows):
+        return server.post(f"/v1/models/{name}:predict", {"instances": rows})[1]["predictions"]
+
+    asked = [[[value, 0.0], [value + 4.0, 2.0]] for value in range(20)]
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda rows: predict("centred", rows), asked))
+    assert answers == [[[-2, -1], [2, 1]]] * 20  # whoever else asks
+    assert "each request is computed by itself" in server.job.output
+    assert predict("called", [[1, 2]]) == [[1, 2]]
+    assert predict("label", [[0, 1], [1, 0], [0, 1]]) == ["dog", "cat", "dog"]
+    for name in ("centred", "called", "label", "broken"):
+        (repository / f"{name}.keras").unlink()
+        assert server.post(f"/v2/repository/models/{name}/unload", {})[0] == 200
 
 
 def _a_killed_worker_comes_back(server):

@@ -92,6 +92,7 @@ def client(address):
 @pytest.mark.parametrize("binary", [True, False])
 def test_tritonclient(client, binary):
     assert client.is_model_ready("iris")
+    assert client.get_model_metadata("iris")["parameters"]["requests_together"]
     assert client.get_model_metadata("iris")["inputs"] == [
         {"name": "x", "datatype": "FP32", "shape": [-1, 4]}
     ]

@@ -5,12 +5,53 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 SIGNATURE = "serving_default"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One signature of a SavedModel.
+
+    Attributes:
+        function: TensorFlow's.
+        inputs_spec: the `tf.TensorSpec` of what it takes, by name, in the names' order.
+        outputs_spec: of what it gives.
+        defaults: what inputs are if they are not given.
+    """
+
+    function: Any
+    inputs_spec: dict[str, tf.TensorSpec]
+    outputs_spec: dict[str, tf.TensorSpec]
+    defaults: dict[str, np.ndarray]
+
+    def answer(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """All outputs by name, of all inputs by name; those that have a default may be missing."""
+        known = {**self.defaults, **inputs}
+        given = self.function(**{name: tf.convert_to_tensor(tensor) for name, tensor in known.items()})
+        return {name: given[name] for name in self.outputs_spec}
+
+    def is_like(self, other: Endpoint) -> bool:
+        """Whether both take, call and give the same: Keras exports its endpoint `serve` under two names."""
+        mine, its = self._calls(), other._calls()
+        same = (
+            self.inputs_spec == other.inputs_spec
+            and self.outputs_spec == other.outputs_spec
+            and not (self.defaults or other.defaults)
+        )
+        return same and bool(mine) and mine == its
+
+    def _calls(self) -> list[str]:
+        nodes = self.function.graph.as_graph_def().node
+        return [node.attr["f"].func.name for node in nodes if "f" in node.attr]
 
 
 class SavedModel(keras.Model):
@@ -42,21 +83,33 @@ class SavedModel(keras.Model):
                 f"`path` must be a SavedModel with the signature {SIGNATURE!r}. "
                 f"Received: one with {sorted(signatures)}. Export it with model.export(path)."
             )
-        self.function = signatures[SIGNATURE]
+        self._defaults = _Untracked(_defaults(Path(path)))
+        default = self.endpoint(SIGNATURE)
+        self.function = default.function
         self.graph_digest = _graph_digest(Path(path))
-        # TensorFlow gives them in an order that differs from process to process.
-        self.inputs_spec = dict(sorted(self.function.structured_input_signature[1].items()))
-        self.outputs_spec = dict(sorted(self.function.structured_outputs.items()))
+        self.inputs_spec = default.inputs_spec
+        self.outputs_spec = default.outputs_spec
         self.built = True
+
+    def endpoint(self, name: str) -> Endpoint:
+        """The signature of that name, which must be there."""
+        function = self._loaded.value.signatures[name]
+        # TensorFlow gives them in an order that differs from process to process.
+        inputs = dict(sorted(function.structured_input_signature[1].items()))
+        outputs = dict(sorted(function.structured_outputs.items()))
+        return Endpoint(function, inputs, outputs, self._defaults.value.get(name, {}))
+
+    def other_endpoints(self) -> list[str]:
+        """The names of its other signatures."""
+        return sorted(set(self._loaded.value.signatures) - {SIGNATURE})
 
     def call(self, inputs):
         """The outputs; see the class."""
         return self.without_dict_of_one(self.answer(self._by_name(inputs)))
 
     def answer(self, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """All outputs by name, of all inputs by name."""
-        given = self.function(**{name: tf.convert_to_tensor(tensor) for name, tensor in inputs.items()})
-        return {name: given[name] for name in self.outputs_spec}
+        """All outputs by name, of all inputs by name; those that have a default may be missing."""
+        return self.endpoint(SIGNATURE).answer(inputs)
 
     @staticmethod
     def without_dict_of_one(outputs):
@@ -65,15 +118,17 @@ class SavedModel(keras.Model):
 
     def _by_name(self, inputs):
         names = list(self.inputs_spec)
+        needed = [name for name in names if name not in self.endpoint(SIGNATURE).defaults]
         if not isinstance(inputs, Mapping):
             flat = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
-            inputs = dict(zip(names, flat, strict=False)) if len(names) == len(flat) == 1 else inputs
-        if not isinstance(inputs, Mapping) or set(inputs) != set(names):
+            inputs = dict(zip(needed, flat, strict=False)) if len(needed) == len(flat) == 1 else inputs
+        if not isinstance(inputs, Mapping) or not set(needed) <= set(inputs) <= set(names):
             received = sorted(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
             raise ValueError(f"`x` must be a dict with the inputs {sorted(names)}. Received: {received}.")
         return {
             name: tf.cast(inputs[name], spec.dtype) if spec.dtype != tf.string else inputs[name]
             for name, spec in self.inputs_spec.items()
+            if name in inputs
         }
 
 
@@ -82,6 +137,20 @@ class _Untracked:
 
     def __init__(self, value):
         self.value = value
+
+
+def _defaults(folder):
+    """What inputs are if they are not given, by signature and name: TensorFlow loads all of it but these."""
+    file = folder / "saved_model.pb"
+    if not file.is_file():
+        return {}
+    saved = saved_model_pb2.SavedModel()
+    saved.ParseFromString(file.read_bytes())
+    signatures = {name: one for graph in saved.meta_graphs for name, one in graph.signature_def.items()}
+    return {
+        name: {key: tf.make_ndarray(value) for key, value in one.defaults.items()}
+        for name, one in signatures.items()
+    }
 
 
 def _graph_digest(folder):

@@ -19,6 +19,7 @@ from hvdext.comm.communicator import Communicator
 from hvdext.comm.failures import Told, told
 from hvdext.common.background import Background
 from hvdext.inference.predict import values
+from hvdext.inference.predict.following import Following
 from hvdext.inference.predict.parts import Part, Report, exchange
 from hvdext.inference.predict.rounds import Pace, Run, next_runs
 from hvdext.inference.predict.sources.source import Source, order_problem
@@ -63,6 +64,7 @@ class Gathering:
         predict: what a batch is handed to; returns any structure of tensors.
         source: the batches.
         sink: of this rank.
+        following: what goes on from batch to batch; None: nothing does, or they all run here.
         everywhere: whether all ranks receive the predictions.
         start: the first batch to compute.
         show: called on every rank with the rows and batches that have arrived in this run.
@@ -79,6 +81,7 @@ class Gathering:
         source: Source,
         sink: Sink,
         *,
+        following: Following | None = None,
         everywhere: bool,
         start: int = 0,
         show: Callable[[int, int], None] = lambda rows, batches: None,
@@ -87,6 +90,7 @@ class Gathering:
         self._predict = predict
         self._source = source
         self._sink = sink
+        self._following = following
         self._everywhere = everywhere
         self._start = start
         self._show = show
@@ -135,9 +139,13 @@ class Gathering:
         start = time.perf_counter()
         computed: list[Any] = []
         try:
+            if self._following is not None:
+                self._following.go_to(run.start)
             for data, rows in self._source.read(run.start, run.stop):
                 computed.append(self._predict(data))
                 report.rows += rows
+            if self._following is not None:
+                self._following.check(run.start + len(computed))
             outputs = self._collected(computed)
         except Exception as error:
             self._fail(f"batch {run.start + len(computed)}", error)

@@ -17,13 +17,22 @@ from hvdext.comm.failures import on_root, raise_for
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.checks import require_choice
 from hvdext.common.signals import FinalMessage
+from hvdext.inference.predict.following import follow
 from hvdext.inference.predict.gathering import Gathering, PredictionFailed, RankLost
 from hvdext.inference.predict.output.output_folder import Done, OutputFolder
 from hvdext.inference.predict.output.sinks import InMemory, Nowhere, OnDisk
+from hvdext.inference.predict.own_methods import (
+    OwnMethod,
+    arrays_of,
+    own_method,
+    require_independent_rows,
+    rows_alone,
+)
 from hvdext.inference.predict.preflight import prepare, trace
 from hvdext.inference.predict.progress import Progress
+from hvdext.inference.predict.sources.raw import RawRows, listed_texts, raw_source
 from hvdext.inference.predict.sources.source import Source
-from hvdext.inference.predict.sources.sources import make_source
+from hvdext.inference.predict.sources.sources import DEFAULT_BATCH_SIZE, make_source
 
 VERBOSE = ("auto", 0, 1, 2)
 
@@ -43,7 +52,8 @@ def predict(
     """What `model.predict(x, batch_size)` returns, row by row and bit by bit, computed by all ranks.
 
     Every rank calls it with the same model, data and arguments, and computes some of the batches; these
-    are the ones that `model.predict` would make in one process. Alone, a process does all of them.
+    are the ones that `model.predict` would make in one process. Alone, a process does all of them. A model's
+    own `predict` is called with the rows of one batch at a time.
 
         probabilities = hvd.predict(model, images)  # on rank 0; None elsewhere
         hvd.predict(model, "images/", output="probabilities/", resume=True)  # larger than memory
@@ -73,16 +83,16 @@ def predict(
         ValueError: on every rank alike, if an argument breaks its rule, ranks differ in model, data or
             arguments, or `output` holds predictions of something else.
         RuntimeError: on every rank alike, or an error of a more fitting class (`ValueError`, `OSError`), if
-            the model, the data or the disk fails on one of them; on the others, if a rank is lost. The
-            message says which rows are done.
+            the model, the data or the disk fails on one of them; on the others, if a rank is lost, or does
+            not call it. The message says which rows are done.
     """
     comm = current()
-    source, facts = _agreed(comm, model, x, batch_size, gather, output, resume, parse, verbose)
+    source, facts, own = _agreed(comm, model, x, batch_size, gather, output, resume, parse, verbose)
     folder, done = (None, Done()) if output is None else _begin(comm, Path(output), facts, resume)
     sink = _sink(comm, folder, output, gather)
     if not done.is_finished:
-        _gather(comm, model, source, sink, done, output, verbose, everywhere=gather == "all")
-    return sink.result(lambda: trace(model, _known_spec(source)))
+        _gather(comm, model, own, source, sink, done, output, verbose, everywhere=gather == "all")
+    return sink.result(lambda: _nothing(model, source))
 
 
 def _agreed(comm: Communicator, model, x, batch_size, gather, output, resume, parse, verbose):
@@ -106,8 +116,26 @@ def _agreed(comm: Communicator, model, x, batch_size, gather, output, resume, pa
         "output": None if output is None else os.fspath(output),
         "resume": bool(resume),
     }
-    make = functools.partial(make_source, x, batch_size=batch_size, parse=parse)
-    return prepare(comm, "hvd.predict", model, make, settings, check)
+    own: OwnMethod | None = None
+
+    def make():
+        nonlocal own
+        label = own_method(model, "predict")
+        if label is None:
+            return make_source(x, batch_size=batch_size, parse=parse)
+        source = make_source(listed_texts(x), batch_size=batch_size, parse=parse)
+        raw = raw_source(source, label, batch_size, x=x)
+        wishes: dict[str, Any] = {"verbose": 0}
+        if isinstance(raw, RawRows):
+            wishes["batch_size"] = batch_size or DEFAULT_BATCH_SIZE
+        own = OwnMethod(model, "predict", label, [], {}, wishes)
+        return raw
+
+    def build(source):
+        return trace(model, source.spec()) if own is None else own(source.example())
+
+    source, facts = prepare(comm, "hvd.predict", model, make, settings, check, build)
+    return source, facts, own
 
 
 def _sink(
@@ -119,15 +147,17 @@ def _sink(
     return InMemory() if output is None and (comm.rank == 0 or gather == "all") else Nowhere()
 
 
-def _gather(comm, model, source, sink, done, output, verbose, everywhere):
-    model.make_predict_function()
+def _gather(comm, model, own, source, sink, done, output, verbose, everywhere):
     level = verbose if comm.rank == 0 else 0
     progress = Progress("predict", source.rows, source.batches, level, (done.rows, done.batches))
+    shared = comm.size > 1 or done.batches > 0
+    function, following = _function(comm, model, source, own, shared=shared)
     gathering = Gathering(
         comm,
-        lambda data: model.predict_function([data]),
+        function,
         source,
         sink,
+        following=following,
         everywhere=everywhere,
         start=done.batches,
         show=lambda rows, batches: progress.update(done.rows + rows, done.batches + batches),
@@ -145,7 +175,53 @@ def _gather(comm, model, source, sink, done, output, verbose, everywhere):
             message = f"hvd.predict has lost a rank. {state()}"
             last.say(message)
             raise RankLost(f"{message} This rank was told: {error}") from error
+        finally:
+            if following is not None:
+                following.finish(done.batches + gathering.batches)
     progress.finish(done.rows + gathering.rows)
+
+
+def _function(comm, model, source, own, *, shared):
+    """What a batch is handed to, and what goes on from batch to batch in it."""
+    if own is not None:
+
+        def call(given):
+            return rows_alone(own(given), given.rows, own.label)
+
+        if shared:
+            look = functools.partial(_looked_at, call)
+            require_independent_rows(comm, "hvd.predict", own, source, look)
+        return call, None
+    model.make_predict_function()
+
+    def function(data):
+        return model.predict_function([data])
+
+    if not shared:
+        return function, None
+    example = source.example()
+    following = follow(
+        comm,
+        "hvd.predict",
+        model,
+        function,
+        example,
+        trace=functools.partial(_concrete, model, example),
+        is_eager=not hasattr(model.predict_function, "get_concrete_function"),
+    )
+    return function, following
+
+
+def _looked_at(call, given):
+    return arrays_of(call(given))
+
+
+def _concrete(model, example):
+    """The function that runs for a batch like `example`."""
+    function = model.predict_function
+    if not hasattr(function, "get_concrete_function"):  # runs eagerly
+        function = tf.function(function, autograph=False)
+    return function.get_concrete_function([example])
 
 
 def _begin(comm: Communicator, path: Path, facts: dict, resume: bool) -> tuple[OutputFolder | None, Done]:
@@ -178,10 +254,11 @@ def _rows(rows, source):
     return f"No rows{total}" if rows == 0 else f"Rows 0 to {rows - 1}{total}"
 
 
-def _known_spec(source: Source) -> Any:
+def _nothing(model: keras.Model, source: Source) -> Any:
+    """The symbolic outputs, where there are no rows."""
     spec = source.spec()
     if spec is None:
         raise ValueError(
             "`x` must have a batch, to know what is predicted. Received: a PyDataset without any."
         )
-    return spec
+    return trace(model, spec)

@@ -12,6 +12,7 @@ from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.common.wording import describe
 from hvdext.inference.predict.identity import architecture_digest, weights_digest
+from hvdext.inference.predict.own_methods import require_outside
 from hvdext.inference.predict.sources.source import Source
 from hvdext.keras_tools.models import flat_layers, is_built
 
@@ -23,6 +24,7 @@ def prepare(
     make: Callable[[], Source],
     settings: Mapping[str, object],
     check: Callable[[], None],
+    build: Callable[[Source], Any] | None = None,
 ) -> tuple[Source, dict[str, object]]:
     """Makes the source and compares everything over the ranks; every rank must call it.
 
@@ -33,13 +35,16 @@ def prepare(
         make: makes the source.
         settings: what else must agree.
         check: raises if an argument breaks its rule.
+        build: makes the weights of a model that has none; None: by a trace of what Keras predicts with.
 
     Returns:
         The source, and what the predictions depend on.
 
     Raises:
         ValueError: on every rank alike, if an argument breaks its rule, or ranks differ.
+        RuntimeError: if another rank has ended, or gone on, without calling it.
     """
+    require_outside(subject)
     facts: dict[str, object] = {}
     problem: str | None = None
     cause: Exception | None = None
@@ -49,7 +54,7 @@ def prepare(
         check_model(model, subject)
         source = make()
         if not is_built(model) and (spec := source.spec()) is not None:
-            trace(model, spec)
+            trace(model, spec) if build is None else build(source)
         facts = source.facts() | {
             "weights (SHA-256)": weights_digest(model),
             "architecture (SHA-256)": architecture_digest(model),
@@ -61,6 +66,12 @@ def prepare(
         agreement.check(comm, subject, {**settings, **facts}, problem)
     except ValueError as error:
         raise error from cause
+    except Exception as lost:
+        raise RuntimeError(
+            f"{subject} must be called by every rank, with the same model, data and arguments. Received: a "
+            f"call on rank {comm.ranks[comm.rank]}, but another rank has ended without it. "
+            f"This rank was told: {lost}"
+        ) from lost
     assert source is not None
     return source, facts
 

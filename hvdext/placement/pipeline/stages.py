@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from hvdext.keras_tools.functional import Call, Calls, required_function_of
 from hvdext.keras_tools.layers import leave_arguments_alone, mask_of, set_mask
+from hvdext.keras_tools.models import dtype_of
 from hvdext.placement.pipeline.messages import Spec
 from hvdext.placement.plan.plan import Plan
 
@@ -182,7 +183,7 @@ def _parcel(name, tensor, is_weighted, travels=True) -> Parcel:
 
 
 def _spec(tensor) -> Spec:
-    return Spec(tuple(tensor.shape), tf.as_dtype(tensor.dtype))
+    return Spec(tuple(tensor.shape), tf.as_dtype(dtype_of(tensor)))
 
 
 def _require_common_places(plan: Plan) -> None:

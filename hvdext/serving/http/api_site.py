@@ -53,7 +53,12 @@ class _Site:
         package = importlib.resources.files("hvdext.serving.http")
         self._page = package.joinpath("page.html").read_text(encoding="utf-8")
 
-    async def page(self, _: Request) -> Response:
+    async def page(self, request: Request) -> Response:
+        """The page; for who asks for JSON only, what KServe's first protocol has there."""
+        accepted = request.headers.get("accept", "")
+        if "application/json" in accepted and "text/html" not in accepted:
+            live = self._service.live
+            return JSONResponse({"status": "alive" if live else "draining"}, 200 if live else 503)
         return _html(self._page)
 
     async def docs(self, _: Request) -> Response:

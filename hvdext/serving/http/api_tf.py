@@ -1,4 +1,4 @@
-"""The endpoints of TensorFlow Serving's REST."""
+"""The endpoints of TensorFlow Serving's REST, and what KServe's first protocol has besides."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from hvdext.serving.service import Service
 def routes(service: Service, bodies: Bodies, reading: Offload, writing: Offload) -> list[Route]:
     """The protocol's routes; `reading` and `writing` are for what is large."""
     api = _TensorFlowServing(service, bodies, reading, writing)
-    table: list[tuple[str, str, Endpoint]] = []
+    table: list[tuple[str, str, Endpoint]] = [("/v1/models", "GET", api.models)]
     for path in (f"/v1/models/{MODEL}", f"/v1/models/{MODEL}{VERSION}"):
         table += [
             (path, "GET", api.status),
@@ -41,6 +41,10 @@ def routes(service: Service, bodies: Bodies, reading: Offload, writing: Offload)
 
 
 class _TensorFlowServing(Endpoints):
+    async def models(self, _: Request) -> Response:
+        names = {version.name for version in self._service.versions()}
+        return JSONResponse({"models": sorted(names)})
+
     async def status(self, request: Request) -> Response:
         version = found(request, self._service)
         if "version" in request.path_params:
@@ -50,7 +54,8 @@ class _TensorFlowServing(Endpoints):
 
     async def metadata(self, request: Request) -> Response:
         version = found(request, self._service)
-        return JSONResponse(tf_serving.metadata(version, signature_of(version)))
+        signature_of(version)  # refuses what has never been loaded
+        return JSONResponse(tf_serving.metadata(version))
 
     async def predict(self, request: Request) -> Response:
         call = call_of(request.scope)
@@ -64,8 +69,11 @@ class _TensorFlowServing(Endpoints):
                 lambda signature: len(body),
                 functools.partial(tf_serving.read_request, body),
             )
-            version, outputs = await infer(request, self._service, asked.inputs, timeout=None)
-        work = functools.partial(tf_serving.write_answer, asked.rows, signature_of(version), outputs)
+            version, outputs = await infer(
+                request, self._service, asked.inputs, timeout=None, signature=asked.signature
+            )
+        signature = version.signatures[asked.signature]
+        work = functools.partial(tf_serving.write_answer, asked.rows, signature, outputs)
         size = sum(array.nbytes for array in outputs.values())
         text = await at_once_or_offloaded(request, self._writing, size, work)
         return Response(text, media_type="application/json")

@@ -18,7 +18,7 @@ from hvdext.serving.http.bodies import Bodies
 from hvdext.serving.http.offload import LARGE_BYTES, Offload
 from hvdext.serving.http.request_metrics import call_of
 from hvdext.serving.protocols.tensors import short
-from hvdext.serving.service import ModelVersion, NotReady, Service, Signature, UnknownModel
+from hvdext.serving.service import DEFAULT_SIGNATURE, ModelVersion, NotReady, Service, Signature, UnknownModel
 
 T = TypeVar("T")
 Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
@@ -86,7 +86,7 @@ async def read(
     service: Service,
     reading: Offload,
     size: Callable[[Signature], int],
-    read_as: Callable[[str, Signature], T],
+    read_as: Callable[[ModelVersion], T],
 ) -> T:
     """The request's body as what the version that the path means takes.
 
@@ -95,7 +95,7 @@ async def read(
         service: its models.
         reading: reads what is large.
         size: how many bytes of the body take time to read, for a signature.
-        read_as: reads it, for a model's name and a signature.
+        read_as: reads it, for a version that has been loaded.
 
     Raises:
         ClientDisconnect: if the client leaves.
@@ -105,9 +105,10 @@ async def read(
         version = found(request, service)
         signature = signature_of(version)
         call_of(request.scope).version = str(version.version)
-        work = functools.partial(read_as, version.name, signature)
+        work = functools.partial(read_as, version)
         asked = await at_once_or_offloaded(request, reading, size(signature), work)
-        if signature_of(found(request, service)) == signature:  # the newest may be another one now
+        # The newest may be another one now.
+        if found(request, service).signatures == version.signatures:
             return asked
 
 
@@ -129,6 +130,7 @@ async def infer(
     service: Service,
     inputs: Mapping[str, np.ndarray],
     timeout: float | None,
+    signature: str = DEFAULT_SIGNATURE,
 ) -> tuple[ModelVersion, dict[str, np.ndarray]]:
     """The service's answer; its work is dropped when the client leaves.
 
@@ -137,7 +139,8 @@ async def infer(
         ServiceError: as the service raises it.
     """
     async with _connected(request):
-        answer = await service.infer(request.path_params["model"], version_of(request), inputs, timeout)
+        name = request.path_params["model"]
+        answer = await service.infer(name, version_of(request), inputs, timeout, signature)
         call_of(request.scope).version = str(answer[0].version)
         return answer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from hvdext.serving.openapi import examples
@@ -15,7 +16,7 @@ from hvdext.serving.openapi.requests import (
     predict_request,
 )
 from hvdext.serving.openapi.responses import ANSWERS
-from hvdext.serving.openapi.schemas import TEXT, Schema, object_of
+from hvdext.serving.openapi.schemas import ANY_LIST, TEXT, Schema, object_of
 from hvdext.serving.service import ModelVersion, Signature
 
 _MOST_EXAMPLE_VALUES = 1000  # larger inputs are not shown as an example
@@ -45,7 +46,7 @@ def document(versions: Sequence[ModelVersion], with_keys: bool) -> dict[str, Any
         "security": security,
         "paths": {
             **_v2_paths(described, signatures),
-            **_tf_paths(described, signatures),
+            **_tf_paths(described, signatures, _other_requests(versions)),
             **_site_paths(described),
         },
         "components": {
@@ -62,9 +63,23 @@ def _signatures(versions: Sequence[ModelVersion]) -> dict[str, Signature]:
     """Different signatures by a name for each: the model's, with the version if it has several."""
     found: dict[str, Signature] = {}
     for version in versions:
-        if version.signature is not None and version.signature not in found.values():
+        if version.signature is None:
+            continue
+        signature = replace(version.signature, alone="")  # which no request tells
+        if signature not in found.values():
             name = version.name if version.name not in found else f"{version.name} {version.version}"
-            found[name] = version.signature
+            found[name] = signature
+    return found
+
+
+def _other_requests(versions: Sequence[ModelVersion]) -> list[Schema]:
+    """Requests by other signatures than the default, each once."""
+    found: list[Schema] = []
+    for version in versions:
+        for name, signature in version.others.items():
+            schema = predict_request(signature, name)
+            if schema not in found:
+                found.append(schema)
     return found
 
 
@@ -154,13 +169,18 @@ def _v2_paths(described: Operations, signatures: dict[str, Signature]) -> dict[s
     return paths
 
 
-def _tf_paths(described: Operations, signatures: dict[str, Signature]) -> dict[str, Any]:
+def _tf_paths(
+    described: Operations, signatures: dict[str, Signature], others: list[Schema]
+) -> dict[str, Any]:
     operation = described.operation
     body = body_of(
-        [predict_request(signature) for signature in signatures.values()] or [GENERIC_PREDICT_REQUEST],
+        [*(predict_request(signature) for signature in signatures.values()), *others]
+        or [GENERIC_PREDICT_REQUEST],
         _examples(signatures, examples.rows_example),
     )
-    paths: dict[str, Any] = {}
+    paths: dict[str, Any] = {
+        "/v1/models": {"get": operation(_TF, "The models' names", {200: answer("ModelNames")})}
+    }
     for path in ("/v1/models/{model}", "/v1/models/{model}/versions/{version}"):
         parameters = described.parameters(path)
         errors = (404, 500, 504, *_BODY)
@@ -186,10 +206,15 @@ def _site_paths(described: Operations) -> dict[str, Any]:
     )
     this = {200: {"description": "It.", "content": {"application/json": {"schema": description}}}}
     metrics = page("text/plain", "application/openmetrics-text")
+    home = page("text/html")
+    home[200]["content"]["application/json"] = {"schema": object_of({"status": TEXT})}
     paths: dict[str, Any] = {
         "/": {
             "get": operation(
-                _SITE, "A page that shows the server and tries a model", page("text/html"), free=True
+                _SITE,
+                "A page that shows the server and tries a model; asked for JSON: is it alive?",
+                {**home, 503: {**home[200], "description": "It drains (in JSON only)."}},
+                free=True,
             )
         },
         "/docs": {"get": operation(_SITE, "This description, to read", page("text/html"), free=True)},
@@ -199,7 +224,7 @@ def _site_paths(described: Operations) -> dict[str, Any]:
             "get": operation(_SITE, "Ranks, models, queue, rate and latency", {200: answer("Status")})
         },
     }
-    example: Schema = object_of({"inputs": {"type": "array"}})
+    example: Schema = object_of({"inputs": ANY_LIST})
     answers = {200: {"description": "It.", "content": {"application/json": {"schema": example}}}}
     for path in ("/examples/{model}", "/examples/{model}/versions/{version}"):
         get = operation(_SITE, "An example of a request to infer", answers, (404, 503))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from hvdext.serving.openapi.schemas import DATATYPE, TEXT, Schema, any_of, list_of, object_of
+from hvdext.serving.openapi.schemas import ANY_LIST, DATATYPE, TEXT, Schema, any_of, list_of, object_of
 from hvdext.serving.protocols.tensors import DTYPES
-from hvdext.serving.protocols.tf_serving import SIGNATURE_NAME
-from hvdext.serving.service import Signature, TensorSpec
+from hvdext.serving.service import DEFAULT_SIGNATURE, Signature, TensorSpec
 
 _PARAMETERS: Schema = {"type": ["object", "null"], "additionalProperties": True}
 _BASE64 = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
@@ -58,10 +59,14 @@ def infer_request(signature: Signature) -> Schema:
     }
     output_parameters = {
         "type": ["object", "null"],
-        "properties": {"binary_data": {"type": ["boolean", "null"]}},
+        "properties": {
+            "binary_data": {"type": ["boolean", "null"]},
+            "content_type": {"type": ["string", "null"], "description": "base64, for BYTES in JSON."},
+        },
     }
     output = object_of({"name": {"type": "string", "enum": names}}, {"parameters": output_parameters})
-    inputs = list_of(any_of(map(_input, signature.inputs)), len(signature.inputs))
+    inputs = list_of(any_of(map(_input, signature.inputs)), least=max(1, len(_required(signature))))
+    inputs["maxItems"] = len(signature.inputs)
     return object_of(
         {"inputs": inputs},
         {
@@ -78,6 +83,7 @@ def infer_request(signature: Signature) -> Schema:
 def _input(spec: TensorSpec) -> Schema:
     shape = {
         "type": "array",
+        "items": {"type": "integer"},
         "prefixItems": [
             {"type": "integer", "minimum": 1} if length is None else {"const": length}
             for length in spec.shape
@@ -99,20 +105,37 @@ def _input(spec: TensorSpec) -> Schema:
     )
 
 
-def predict_request(signature: Signature) -> Schema:
-    """A request of TensorFlow Serving to a model: rows or columns."""
-    specs = signature.inputs
-    row = object_of({spec.name: _row(spec, True) for spec in specs}, additionalProperties=False)
-    columns = object_of({spec.name: _rows(spec, True) for spec in specs}, additionalProperties=False)
-    bare = len(specs) == 1
-    rows_of = any_of([list_of(_row(specs[0], True), least=1)] * bare + [list_of(row, least=1)])
-    columns_of = any_of([_rows(specs[0], True)] * bare + [columns])
-    name = {"signature_name": {"enum": [SIGNATURE_NAME, "", None]}}
+def _required(signature: Signature) -> list[TensorSpec]:
+    return [spec for spec in signature.inputs if not spec.optional]
+
+
+def _named(signature: Signature, schema_of: Callable[[TensorSpec, bool], Schema]) -> Schema:
+    required = {spec.name: schema_of(spec, True) for spec in _required(signature)}
+    optional = {spec.name: schema_of(spec, True) for spec in signature.inputs if spec.optional}
+    return object_of(required, optional, additionalProperties=False, minProperties=1)
+
+
+def predict_request(signature: Signature, called: str = DEFAULT_SIGNATURE) -> Schema:
+    """A request of TensorFlow Serving to a model: rows or columns.
+
+    Args:
+        signature: what the model takes.
+        called: the signature's name.
+    """
+    row, columns = _named(signature, _row), _named(signature, _rows)
+    bare = [signature.bare] if signature.bare is not None else []
+    rows_of = any_of([list_of(_row(spec, True), least=1) for spec in bare] + [list_of(row, least=1)])
+    columns_of = any_of([_rows(spec, True) for spec in bare] + [columns])
+    # Other than the default it must be said.
+    named: Schema = {"const": called} if called != DEFAULT_SIGNATURE else {"enum": [called, "", None]}
+    required = ["signature_name"] if called != DEFAULT_SIGNATURE else []
+
+    def either(form: str, holds: Schema, other: str) -> Schema:
+        found = object_of({form: holds}, {"signature_name": named})
+        return {**found, "required": [form, *required], "not": {"required": [other]}}
+
     return {
-        "oneOf": [
-            object_of({"instances": rows_of}, name, **{"not": {"required": ["inputs"]}}),
-            object_of({"inputs": columns_of}, name, **{"not": {"required": ["instances"]}}),
-        ]
+        "oneOf": [either("instances", rows_of, "inputs"), either("inputs", columns_of, "instances")],
     }
 
 
@@ -125,7 +148,7 @@ GENERIC_INFER_REQUEST = object_of(
                     "datatype": DATATYPE,
                     "shape": list_of({"type": "integer", "minimum": 1}, least=1),
                 },
-                {"data": {"type": "array"}, "parameters": _PARAMETERS},
+                {"data": ANY_LIST, "parameters": _PARAMETERS},
             ),
             least=1,
         )
@@ -139,6 +162,6 @@ GENERIC_INFER_REQUEST = object_of(
 GENERIC_PREDICT_REQUEST: Schema = {
     "oneOf": [
         object_of({"instances": list_of({}, least=1)}, {"signature_name": TEXT}),
-        object_of({"inputs": {"type": ["array", "object"]}}, {"signature_name": TEXT}),
+        object_of({"inputs": {"anyOf": [ANY_LIST, {"type": "object"}]}}, {"signature_name": TEXT}),
     ]
 }

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from hvdext.serving.openapi.schemas import DATATYPE, TEXT, Schema, list_of, object_of
-from hvdext.serving.protocols.tf_serving import SIGNATURE_NAME
-from hvdext.serving.service import State
+from hvdext.serving.openapi.schemas import ANY_LIST, DATATYPE, TEXT, Schema, list_of, object_of
+from hvdext.serving.service import DEFAULT_SIGNATURE, State
 
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _SECONDS: Schema = {"type": ["number", "null"], "minimum": 0}
 _TENSOR = object_of(
-    {"name": TEXT, "datatype": DATATYPE, "shape": list_of({"type": "integer", "minimum": -1})}
+    {"name": TEXT, "datatype": DATATYPE, "shape": list_of({"type": "integer", "minimum": -1})},
+    {"parameters": object_of({"optional": {"type": "boolean"}})},
 )
 _TF_TENSORS: Schema = {
     "type": "object",
@@ -32,6 +32,15 @@ ANSWERS: dict[str, Schema] = {
             "platform": TEXT,
             "inputs": list_of(_TENSOR),
             "outputs": list_of(_TENSOR),
+            "parameters": object_of(
+                {
+                    "requests_together": {
+                        "type": "boolean",
+                        "description": "Whether rows of several requests may be computed together.",
+                    },
+                    "reason": {"type": "string", "description": "Why not; empty if they may."},
+                }
+            ),
         }
     ),
     "InferResponse": object_of(
@@ -42,8 +51,8 @@ ANSWERS: dict[str, Schema] = {
                 object_of(
                     {"name": TEXT, "datatype": DATATYPE, "shape": list_of(_COUNT)},
                     {
-                        "data": {"type": "array", "description": "Flat; null where a number is not finite."},
-                        "parameters": object_of({"binary_data_size": _COUNT}),
+                        "data": {**ANY_LIST, "description": "Flat; null where a number is not finite."},
+                        "parameters": object_of({}, {"binary_data_size": _COUNT, "content_type": TEXT}),
                     },
                 )
             ),
@@ -52,8 +61,11 @@ ANSWERS: dict[str, Schema] = {
     ),
     "RepositoryIndex": list_of(object_of({"name": TEXT, "version": TEXT, "state": _STATE, "reason": TEXT})),
     "Done": {"type": "object", "maxProperties": 0},
+    "ModelNames": object_of({"models": list_of(TEXT)}),
     "TFStatus": object_of(
         {
+            "name": TEXT,
+            "ready": {"type": "boolean", "description": "Whether one of these versions answers."},
             "model_version_status": list_of(
                 object_of(
                     {
@@ -63,22 +75,35 @@ ANSWERS: dict[str, Schema] = {
                     }
                 ),
                 least=1,
-            )
+            ),
         }
     ),
     "TFMetadata": object_of(
         {
             "model_spec": object_of({"name": TEXT, "signature_name": TEXT, "version": TEXT}),
             "metadata": object_of(
-                {"signature_def": object_of({"signature_def": object_of({SIGNATURE_NAME: _TF_SIGNATURE})})}
+                {
+                    "signature_def": object_of(
+                        {
+                            "signature_def": object_of(
+                                {DEFAULT_SIGNATURE: _TF_SIGNATURE}, additionalProperties=_TF_SIGNATURE
+                            )
+                        }
+                    )
+                }
             ),
         }
     ),
     "PredictResponse": {
         "oneOf": [
-            object_of({"predictions": {"type": "array", "description": "As many as there were instances."}}),
+            object_of({"predictions": {**ANY_LIST, "description": "As many as there were instances."}}),
             object_of(
-                {"outputs": {"type": ["array", "object"], "description": "By name if there are several."}}
+                {
+                    "outputs": {
+                        "anyOf": [ANY_LIST, {"type": "object"}],
+                        "description": "By name if there are several.",
+                    }
+                }
             ),
         ]
     },

@@ -9,6 +9,7 @@ from hvdext.serving.protocols.tensors import DTYPES
 
 Schema = dict[str, Any]
 TEXT: Schema = {"type": "string"}
+ANY_LIST: Schema = {"type": "array", "items": {}}  # some readers of a description ask for `items`
 DATATYPE: Schema = {"type": "string", "enum": list(DTYPES)}
 
 

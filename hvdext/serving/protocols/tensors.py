@@ -182,7 +182,7 @@ def check_shape(shape: Sequence[int], spec: TensorSpec, label: str) -> None:
 
 
 def check_names(received: Collection[str], signature: Signature, model: str) -> None:
-    """Are all inputs there, and no others?
+    """Are all inputs there that must be, and no others?
 
     Raises:
         InvalidRequest: says which are missing or unknown, and the nearest name.
@@ -193,9 +193,16 @@ def check_names(received: Collection[str], signature: Signature, model: str) -> 
         if name not in expected:
             hint = did_you_mean(name, expected)
             raise InvalidRequest(f"{takes} Received another one: {short(name)}.{hint}")
-    missing = [name for name in expected if name not in received]
+    missing = [spec.name for spec in signature.inputs if spec.name not in received and not spec.optional]
     if missing:
         raise InvalidRequest(f"{takes} Missing: {', '.join(map(repr, missing))}.")
+    if not received:
+        raise InvalidRequest(f"{takes} A request must have one of them at least. Received: none.")
+
+
+def present(signature: Signature, names: Collection[str]) -> list[TensorSpec]:
+    """Those of the inputs that a request has, in the model's order."""
+    return [spec for spec in signature.inputs if spec.name in names]
 
 
 def check_rows(inputs: Mapping[str, np.ndarray]) -> None:

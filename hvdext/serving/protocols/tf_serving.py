@@ -17,12 +17,19 @@ from hvdext.serving.protocols.tensors import (
     check_shape,
     from_nested,
     from_values,
+    present,
     short,
     unnest,
 )
-from hvdext.serving.service import InvalidRequest, ModelVersion, Signature, State, TensorSpec
+from hvdext.serving.service import (
+    DEFAULT_SIGNATURE,
+    InvalidRequest,
+    ModelVersion,
+    Signature,
+    State,
+    TensorSpec,
+)
 
-SIGNATURE_NAME = "serving_default"
 _STATES = {
     State.LOADING: "LOADING",
     State.READY: "AVAILABLE",
@@ -52,23 +59,27 @@ class PredictRequest:
 
     Attributes:
         rows: True if it came in rows ("instances"), False for columns ("inputs"); the answer is alike.
-        inputs: one array per input of the model.
+        inputs: one array per input of the model, but for optional ones that are not there.
+        signature: which of the model's is meant.
     """
 
     rows: bool
     inputs: dict[str, np.ndarray]
+    signature: str
 
 
-def read_request(body: bytes, model: str, signature: Signature) -> PredictRequest:
+def read_request(body: bytes, version: ModelVersion) -> PredictRequest:
     """A request's body, checked against the model.
 
     Raises:
         InvalidRequest: if anything does not fit.
     """
     request = require(read_json(body), dict, "The request")
-    name = request.get("signature_name")
-    if name not in (None, "", SIGNATURE_NAME):
-        raise InvalidRequest(f"`signature_name` must be {SIGNATURE_NAME!r}. Received: {short(name)}.")
+    name = request.get("signature_name") or DEFAULT_SIGNATURE
+    if type(name) is not str or name not in version.signatures:
+        names = " or ".join(map(repr, version.signatures))
+        raise InvalidRequest(f"`signature_name` must be {names}. Received: {short(name)}.")
+    signature, model = version.signatures[name], version.name
     if ("instances" in request) == ("inputs" in request):
         both = "both" if "inputs" in request else "neither"
         raise InvalidRequest(
@@ -77,17 +88,17 @@ def read_request(body: bytes, model: str, signature: Signature) -> PredictReques
     rows = "instances" in request
     columns = _transposed(request["instances"], model, signature) if rows else request["inputs"]
     if not _is_columns(columns):
-        if len(signature.inputs) != 1:
+        if signature.bare is None:
             names = ", ".join(repr(spec.name) for spec in signature.inputs)
             raise InvalidRequest(
                 f'"inputs" must be an object with {names}, the inputs of {model!r}. '
                 f"Received: {short(columns)}."
             )
-        columns = {signature.inputs[0].name: columns}
+        columns = {signature.bare.name: columns}
     check_names(columns, signature, model)
-    inputs = {spec.name: _read_input(columns[spec.name], spec) for spec in signature.inputs}
+    inputs = {spec.name: _read_input(columns[spec.name], spec) for spec in present(signature, columns)}
     check_rows(inputs)
-    return PredictRequest(rows, inputs)
+    return PredictRequest(rows, inputs, name)
 
 
 def _is_columns(value: Any) -> bool:
@@ -102,15 +113,23 @@ def _transposed(instances: Any, model: str, signature: Signature) -> Any:
         raise InvalidRequest('"instances" must hold one row or more. Received: none.')
     named = set(map(_is_columns, instances)) if dict in set(map(type, instances)) else {False}
     if named == {False}:
-        if len(signature.inputs) == 1:
+        if signature.bare is not None:
             return instances
         named = {True, False}
     if len(named) > 1:
         names = ", ".join(repr(spec.name) for spec in signature.inputs)
         raise InvalidRequest(f'Each of "instances" must be an object with {names}, the inputs of {model!r}.')
-    for names_ in {frozenset(row) for row in instances}:
+    sets = {frozenset(row) for row in instances}
+    for names_ in sets:
         check_names(sorted(names_), signature, model)
-    return {spec.name: [row[spec.name] for row in instances] for spec in signature.inputs}
+    if len(sets) > 1:
+        some = sorted(frozenset.union(*sets) - frozenset.intersection(*sets))
+        raise InvalidRequest(
+            f'All of "instances" must have the same inputs. Received: {", ".join(map(repr, some))} in some '
+            "of them only."
+        )
+    (names_,) = sets
+    return {spec.name: [row[spec.name] for row in instances] for spec in present(signature, names_)}
 
 
 def _read_input(data: Any, spec: TensorSpec) -> np.ndarray:
@@ -172,8 +191,10 @@ def _nested_text(value: Any, as_base64: bool) -> Any:
 
 
 def status(versions: Sequence[ModelVersion]) -> dict[str, Any]:
-    """What `GET /v1/models/{model}` answers, the newest version first."""
+    """What `GET /v1/models/{model}` answers, the newest version first; `name` and `ready` are KServe's."""
     return {
+        "name": versions[0].name,
+        "ready": any(found.state is State.READY for found in versions),
         "model_version_status": [
             {
                 "version": str(found.version),
@@ -184,20 +205,23 @@ def status(versions: Sequence[ModelVersion]) -> dict[str, Any]:
                 },
             }
             for found in sorted(versions, key=lambda found: -found.version)
-        ]
+        ],
     }
 
 
-def metadata(version: ModelVersion, signature: Signature) -> dict[str, Any]:
+def metadata(version: ModelVersion) -> dict[str, Any]:
     """What `GET /v1/models/{model}/metadata` answers."""
-    definition = {
-        "inputs": {spec.name: _tensor_info(spec) for spec in signature.inputs},
-        "outputs": {spec.name: _tensor_info(spec) for spec in signature.outputs},
-        "method_name": "tensorflow/serving/predict",
+    definitions = {
+        name: {
+            "inputs": {spec.name: _tensor_info(spec) for spec in signature.inputs},
+            "outputs": {spec.name: _tensor_info(spec) for spec in signature.outputs},
+            "method_name": "tensorflow/serving/predict",
+        }
+        for name, signature in version.signatures.items()
     }
     return {
         "model_spec": {"name": version.name, "signature_name": "", "version": str(version.version)},
-        "metadata": {"signature_def": {"signature_def": {SIGNATURE_NAME: definition}}},
+        "metadata": {"signature_def": {"signature_def": definitions}},
     }
 
 

@@ -3,18 +3,20 @@
 A request with more rows than a batch holds is cut into parts; every other request is one part. Parts whose
 rows have equal shapes wait in one line. A batch leaves when `max_rows` wait in a line or the oldest part has
 waited for `max_delay`, and takes whole parts from the front while they fit. A part that failed in company
-runs alone the next time, before all others.
+runs alone the next time, before all others. A request of a model whose rows depend on each other is one
+part, which leaves at once and by itself.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from hvdext.serving.service import InvalidRequest
+from hvdext.serving.service import DEFAULT_SIGNATURE, InvalidRequest
 
 Tensors = dict[str, np.ndarray]
 
@@ -26,8 +28,10 @@ class Request:
     Attributes:
         inputs: by name, with `rows` rows each.
         rows: 1 or more.
-        key: equal for requests whose rows have equal shapes.
+        key: equal for requests whose rows have equal shapes, and that may be computed together.
         answer: called once, with the outputs or with what went wrong.
+        signature: which of the model's.
+        apart: never computed together with another, nor cut.
         done: True once it has been answered or dropped; its parts are of no further use.
     """
 
@@ -35,6 +39,8 @@ class Request:
     rows: int
     key: tuple
     answer: Callable[[Tensors | Exception], None]
+    signature: str = DEFAULT_SIGNATURE
+    apart: bool = False
     done: bool = False
     parts: list[Part] = field(default_factory=list)
 
@@ -99,11 +105,32 @@ def make_request(
     max_rows: int,
     now: float,
     answer: Callable[[Tensors | Exception], None],
+    signature: str = DEFAULT_SIGNATURE,
+    alone: str = "",
 ) -> Request:
-    """A request and its parts, of at most `max_rows` rows each."""
+    """A request and its parts, of at most `max_rows` rows each.
+
+    Args:
+        inputs: by name.
+        max_rows: of a part.
+        now: the time.
+        answer: see `Request`.
+        signature: see `Request`.
+        alone: why it is computed by itself; empty: it may go with others.
+
+    Raises:
+        InvalidRequest: if it is computed by itself and has more rows than that.
+    """
     rows = len(next(iter(inputs.values())))
-    key = tuple((name, array.shape[1:]) for name, array in sorted(inputs.items()))
-    request = Request(inputs, rows, key, answer)
+    key: tuple = (signature, *((name, array.shape[1:]) for name, array in sorted(inputs.items())))
+    request = Request(inputs, rows, key, answer, signature, apart=bool(alone))
+    if alone:
+        request.key = (*key, id(request))
+        if rows > max_rows:
+            raise InvalidRequest(
+                f"A request to this model may have at most {max_rows} rows, which are computed together and "
+                f"by themselves: {alone}. Received: {rows}."
+            )
     starts = range(0, rows, max_rows)
     request.parts = [Part(request, start, min(max_rows, rows - start), now) for start in starts]
     return request
@@ -124,7 +151,7 @@ class Waiting:
         self._alone: deque[Part] = deque()
         # Keys are shapes of rows; parts are keys too: dropping one from the middle takes no search.
         self._lines: dict[tuple, OrderedDict[Part, None]] = {}
-        self._rows_in: dict[tuple, int] = {}
+        self._rows_in: dict[tuple, float] = {}  # infinite where nothing is waited for
 
     def __len__(self) -> int:
         return len(self._alone) + sum(map(len, self._lines.values()))
@@ -137,7 +164,7 @@ class Waiting:
             return
         key = part.request.key
         self._lines.setdefault(key, OrderedDict())[part] = None
-        self._rows_in[key] = self._rows_in.get(key, 0) + part.rows
+        self._rows_in[key] = self._rows_in.get(key, 0) + (math.inf if part.request.apart else part.rows)
 
     def drop(self, part: Part) -> bool:
         """Removes a part; False if it does not wait here."""

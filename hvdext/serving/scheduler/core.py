@@ -21,6 +21,7 @@ from hvdext.serving.scheduler.registry import Registry, Version
 from hvdext.serving.scheduler.replicas import Replica, replicas_of
 from hvdext.serving.scheduler.rollout import Rollout
 from hvdext.serving.service import (
+    DEFAULT_SIGNATURE,
     DeadlineExceeded,
     InvalidRequest,
     ModelVersion,
@@ -55,6 +56,7 @@ class ServingCore:
         self._note = note
         self._started = time.monotonic()
         self._draining = False
+        self._answered = False  # whether a model has ever been ready
         self._open: set[Request] = set()
         self._change = asyncio.Event()
         self._registry = Registry()
@@ -121,6 +123,7 @@ class ServingCore:
         version: int | None,
         inputs: Mapping[str, np.ndarray],
         timeout: float | None = None,
+        signature: str = DEFAULT_SIGNATURE,
     ) -> tuple[ModelVersion, dict[str, np.ndarray]]:
         """The outputs of one request, and the version that gave them."""
         if self._draining:
@@ -142,7 +145,10 @@ class ServingCore:
             else:
                 future.set_result(result)
 
-        request = make_request(inputs, found.waiting.max_rows, loop.time(), answer)
+        if signature not in found.signatures:
+            raise UnknownModel(f"{found.name}:{found.number} has no signature {signature!r}.")
+        alone = found.signatures[signature].alone
+        request = make_request(inputs, found.waiting.max_rows, loop.time(), answer, signature, alone)
         self._dispatcher.put(found, request)
         self._open.add(request)
         problem = late(f"The request must be answered within {seconds:g} s.")
@@ -194,10 +200,17 @@ class ServingCore:
 
     @property
     def ready(self) -> bool:
-        """True if it does not drain and every model has a version that is ready."""
-        names = {version.name for version in self._registry}
+        """True if it does not drain and every model that is to answer has a version that is ready.
+
+        What has answered is to go on answering. What has not, is waited for at the start only, unless it has
+        failed: a server that answers stays ready while another model is loaded, and when that fails.
+        """
         ready = {version.name for version in self._registry if version.state is State.READY}
-        return not self._draining and names == ready
+        owed = {version.name for version in self._registry if self._is_owed(version)}
+        return not self._draining and owed <= ready and (bool(ready) or not list(self._registry))
+
+    def _is_owed(self, version: Version) -> bool:
+        return version.settled or not (self._answered or version.failed)
 
     def status(self) -> dict[str, Any]:
         """For the page and the metrics, as plain JSON."""
@@ -224,6 +237,7 @@ class ServingCore:
             "batches": version.batches,
             "rows": version.rows,
             "padded_rows": version.padded_rows,
+            "alone": version.alone,
             "batch_sizes": {str(rows): n for rows, n in sorted(version.batch_sizes.items())},
         }
 
@@ -320,6 +334,7 @@ class ServingCore:
         return version.reason.rstrip(".")
 
     def _changed(self) -> None:
+        self._answered |= any(version.settled for version in self._registry) and self.ready
         self._change.set()
         self._change = asyncio.Event()
 

@@ -126,9 +126,12 @@ class Dispatcher:
         for part in parts:
             if part is part.request.parts[-1]:
                 self._has_left(part.request)
-        rows = batching.padded_rows(sum(part.rows for part in parts), self._settings.batch_sizes)
+        first = parts[0].request
+        sizes = () if first.apart else self._settings.batch_sizes
+        rows = batching.padded_rows(sum(part.rows for part in parts), sizes)
         tensors = batching.joined_inputs(parts, rows)
-        answer = replica.ask(replica.ranks[0], {"kind": "batch", "model": version.uid, "rows": rows}, tensors)
+        header = {"kind": "batch", "model": version.uid, "signature": first.signature, "rows": rows}
+        answer = replica.ask(replica.ranks[0], header, tensors)
         batch = id(answer)
         replica.load.start(batch, version.uid, rows)
         version.in_flight += len(parts)

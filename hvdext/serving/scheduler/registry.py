@@ -10,7 +10,7 @@ from pathlib import Path
 from hvdext.inference.deploy.manifest import Manifest
 from hvdext.serving.scheduler.batching import Waiting
 from hvdext.serving.scheduler.files import Identity
-from hvdext.serving.service import ModelVersion, Signature, State, UnknownModel
+from hvdext.serving.service import DEFAULT_SIGNATURE, ModelVersion, Signature, State, UnknownModel
 
 
 @dataclass(eq=False)
@@ -32,7 +32,7 @@ class Version:
         survived: True once a replica has lived through its loading, whether it could be loaded or not.
         settled: True once every replica there was has loaded it or failed, and one has loaded it.
         unloading: True once it takes no more requests.
-        signature: known once it has been loaded.
+        signatures: by name, the default first; known once it has been loaded.
         platform: likewise.
         in_flight: requests being computed.
         batches: done so far.
@@ -55,7 +55,7 @@ class Version:
     survived: bool = False
     settled: bool = False
     unloading: bool = False
-    signature: Signature | None = None
+    signatures: dict[str, Signature] = field(default_factory=dict)
     platform: str = ""
     in_flight: int = 0
     batches: int = 0
@@ -78,6 +78,17 @@ class Version:
         if self.loading or (self.ready and not self.settled):
             return State.LOADING
         return State.UNAVAILABLE
+
+    @property
+    def alone(self) -> str:
+        """Why requests to the default signature are computed one by one; empty if they are not."""
+        found = self.signatures.get(DEFAULT_SIGNATURE)
+        return "" if found is None else found.alone
+
+    @property
+    def failed(self) -> bool:
+        """Whether it was tried, and has never been loaded."""
+        return bool(self.failures) and not (self.loading or self.ready or self.settled)
 
     @property
     def reason(self) -> str:
@@ -106,10 +117,11 @@ class Version:
             version=self.number,
             state=self.state,
             reason=self.reason,
-            signature=self.signature,
+            signature=self.signatures.get(DEFAULT_SIGNATURE),
             digest=self.manifest.digest,
             platform=self.platform,
             ranks=tuple(ranks),
+            others={name: one for name, one in self.signatures.items() if name != DEFAULT_SIGNATURE},
         )
 
 

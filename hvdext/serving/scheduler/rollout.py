@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hvdext.serving.scheduler.registry import Registry, Version
 from hvdext.serving.scheduler.replicas import RankFailed, RankLost, Replica
-from hvdext.serving.service import Signature, TensorSpec
+from hvdext.serving.service import DEFAULT_SIGNATURE, Signature, TensorSpec
 from hvdext.serving.settings import Settings
 
 _TRIES = 2  # how often loading a version may cost ranks, where that is not known to be its own doing
@@ -191,10 +191,28 @@ class Rollout:
         if late or any(failed.values()) or version.unloading:
             self._drop(version, replica)
             return
-        header = answers[replica.ranks[0]].result().header
-        version.signature = _signature(header["signature"])
-        version.platform = header["platform"]
+        headers = [answers[rank].result().header for rank in replica.ranks]
+        self._describe(version, [_signatures(header["signatures"]) for header in headers])
+        version.platform = headers[0]["platform"]
         version.ready[replica.index] = replica.ranks
+
+    def _describe(self, version: Version, stages: Sequence[dict[str, Signature]]) -> None:
+        """What a replica's ranks say of a version: the first knows the inputs, the last the outputs.
+
+        Each tells of its stage whether rows depend on each other. What one replica has found holds for all.
+        """
+        known = set(version.signatures)
+        for name, first in stages[0].items():
+            reasons = [one[name].alone for one in stages]
+            if name in known:
+                reasons.append(version.signatures[name].alone)
+            alone = self._settings.why_alone(next(filter(None, reasons), ""))
+            version.signatures[name] = Signature(first.inputs, stages[-1][name].outputs, alone)
+            if alone and name not in known:
+                called = "" if name == DEFAULT_SIGNATURE else f" ({name})"
+                self._note(
+                    f"{version.name}:{version.number}{called}: each request is computed by itself: {alone}"
+                )
 
     def _order(self, version, replica, rank) -> dict[str, Any]:
         pipeline = self._settings.mode == "pipeline"
@@ -211,16 +229,25 @@ class Rollout:
         }
 
 
-def _signature(sides: dict[str, list[list[Any]]]) -> Signature:
+def _signatures(named: dict[str, dict[str, Any]]) -> dict[str, Signature]:
     def specs(side):
-        return tuple(TensorSpec(name, datatype, tuple(shape)) for name, datatype, shape in sides[side])
+        return tuple(
+            TensorSpec(name, datatype, tuple(shape), optional) for name, datatype, shape, optional in side
+        )
 
-    return Signature(specs("inputs"), specs("outputs"))
-
-
-def signature_json(signature: Signature) -> dict[str, list[list[Any]]]:
-    """The signature as a frame's header carries it."""
     return {
-        side: [[spec.name, spec.datatype, list(spec.shape)] for spec in getattr(signature, side)]
-        for side in ("inputs", "outputs")
+        name: Signature(specs(one["inputs"]), specs(one["outputs"]), one["alone"])
+        for name, one in named.items()
+    }
+
+
+def signatures_json(signatures: Mapping[str, Signature]) -> dict[str, dict[str, Any]]:
+    """Signatures by name as a frame's header carries them."""
+
+    def specs(side):
+        return [[spec.name, spec.datatype, list(spec.shape), spec.optional] for spec in side]
+
+    return {
+        name: {"inputs": specs(one.inputs), "outputs": specs(one.outputs), "alone": one.alone}
+        for name, one in signatures.items()
     }

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from hvdext.common.log import logger
 from hvdext.inference.deploy.manifest import kind_of
-from hvdext.inference.deploy.saved_model import SavedModel
-from hvdext.keras_tools.functional import function_of
+from hvdext.inference.deploy.saved_model import SIGNATURE, Endpoint, SavedModel
+from hvdext.keras_tools.deferred import has_value
+from hvdext.keras_tools.functional import function_of, with_open_batch
 from hvdext.keras_tools.models import input_structure
-from hvdext.serving.service import Signature, TensorSpec
+from hvdext.serving.service import DEFAULT_SIGNATURE, Signature, TensorSpec
+from hvdext.serving.worker.model_state import ModelState
+from hvdext.serving.worker.row_dependence import WrongRows, why_alone
 from hvdext.serving.worker.signatures import (
-    NUMPY_TYPES,
     Port,
+    as_traced,
     keras_ports,
     saved_model_ports,
     signature_of,
@@ -24,26 +30,33 @@ from hvdext.serving.worker.signatures import (
 )
 from hvdext.serving.worker.stage import load_stage
 
-Function = Callable[[Sequence[tf.Tensor]], Sequence[tf.Tensor]]
+Function = Callable[[Sequence[tf.Tensor | None]], Sequence[tf.Tensor]]
+_log = logger("serve")
 
 
 class ServedModel:
     """A model, or a stage of one, that answers batches of any size.
 
     Args:
-        function: what it computes, from a list of tensors to a list of tensors.
+        function: what it computes, from a list of tensors to a list of tensors; None stands for an optional
+            input that is not there.
         takes: what `run` is given, in the function's order.
         gives: what `run` returns, in the function's order.
-        signature: the whole model's, also of a stage.
         platform: "keras" or "tensorflow_savedmodel".
+        variables: those that it may change when it computes.
+        whole: inputs and outputs of the whole model, of a stage.
 
     Attributes:
-        signature: as given.
+        signature: the whole model's, also of a stage.
+        others: the same model by its other signatures.
         platform: as given.
         function: as given.
         takes: specs of what `run` is given: of a whole model its inputs, of a stage what crosses the cut
             before it.
         gives: specs of what `run` returns.
+
+    Raises:
+        ValueError: if it cannot be served.
     """
 
     def __init__(
@@ -51,56 +64,107 @@ class ServedModel:
         function: Function,
         takes: Sequence[Port],
         gives: Sequence[Port],
-        signature: Signature,
         platform: str,
+        variables: Iterable[Any] = (),
+        whole: tuple[Sequence[Port], Sequence[Port]] | None = None,
     ):
-        self.signature = signature
         self.platform = platform
-        self.takes: tuple[TensorSpec, ...] = tuple(port.spec for port in takes)
-        self.gives: tuple[TensorSpec, ...] = tuple(port.spec for port in gives)
         self.function = function
+        self.others: dict[str, ServedModel] = {}
+        self.takes: tuple[TensorSpec, ...] = tuple(one.spec for one in takes)
         self._takes, self._gives = tuple(takes), tuple(gives)
+        self._variables = tuple(variables)
+        self._answers: dict[frozenset[str], Any] = {}
+        inputs, outputs = whole or (takes, gives)
+        self.signature = signature_of(inputs, outputs)  # refuses, before it takes long
+        made = self._answer_to(frozenset(spec.name for spec in self.takes)).get_concrete_function()
+        self._gives = tuple(as_traced(gives, made.structured_outputs))
+        self.gives: tuple[TensorSpec, ...] = tuple(one.spec for one in self._gives)
+        if [one.spec for one in outputs] == [one.spec for one in gives]:
+            self.signature = signature_of(inputs, self._gives)
 
-        def answer(*tensors):
-            given = function([tf.cast(t, port.inner) for port, t in zip(takes, tensors, strict=True)])
-            return [tf.cast(t, port.outer) for port, t in zip(gives, given, strict=True)]
+    def _answer_to(self, names: frozenset[str]) -> Any:
+        """The graph for the inputs of these names, the same for all sizes of batches."""
+        if names not in self._answers:
+            present = [one for one in self._takes if one.spec.name in names]
 
-        # One graph for all sizes of batches.
-        specs = [tf.TensorSpec(port.spec.shape, port.outer) for port in takes]
-        self._answer = tf.function(answer, input_signature=specs, autograph=False)
+            def answer(*tensors):
+                given = {
+                    one.spec.name: tf.cast(t, one.inner) for one, t in zip(present, tensors, strict=True)
+                }
+                outputs = self.function([given.get(one.spec.name) for one in self._takes])
+                return [_outward(tensor) for tensor in outputs]
+
+            specs = [tf.TensorSpec(one.spec.shape, one.outer) for one in present]
+            self._answers[names] = tf.function(answer, input_signature=specs, autograph=False)
+        return self._answers[names]
+
+    @property
+    def signatures(self) -> dict[str, Signature]:
+        """All signatures by name, the default first."""
+        return {DEFAULT_SIGNATURE: self.signature} | {k: one.signature for k, one in self.others.items()}
+
+    def of(self, signature: str) -> ServedModel:
+        """The model by one of its signatures."""
+        return self if signature == DEFAULT_SIGNATURE else self.others[signature]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs of one batch.
 
         Args:
             inputs: one array for each of `takes`, by name; those with a batch axis have equally many rows, 1
-                or more. BYTES are arrays of `object` that hold `bytes`.
+                or more. BYTES are arrays of `object` that hold `bytes`. Optional ones may be missing.
 
         Returns:
             One array for each of `gives`, by name; those of the model's outputs have as many rows.
 
         Raises:
             ValueError: if the inputs are not those that it takes.
-            RuntimeError: if the model gives other numbers of rows than it has been given.
+            WrongRows: if the model gives other numbers of rows than it has been given.
             tf.errors.OpError: if the model fails on them.
         """
         names = [spec.name for spec in self.takes]
-        if set(inputs) != set(names):
+        needed = {spec.name for spec in self.takes if not spec.optional}
+        if not inputs or not needed <= set(inputs) <= set(names):
             raise ValueError(f"`inputs` must hold {names}. Received: {list(inputs)}.")
-        tensors = [to_tensor(port, inputs[port.spec.name]) for port in self._takes]
-        outputs = [tensor.numpy() for tensor in self._answer(*tensors)]
-        rows = next((len(inputs[p.spec.name]) for p in self._takes if p.has_batch), None)
-        for port, output in zip(self._gives, outputs, strict=True):
-            if rows is not None and port.has_batch and (output.ndim == 0 or len(output) != rows):
-                raise RuntimeError(
+        present = [one for one in self._takes if one.spec.name in inputs]
+        tensors = [to_tensor(one, inputs[one.spec.name]) for one in present]
+        outputs = [tensor.numpy() for tensor in self._answer_to(frozenset(inputs))(*tensors)]
+        rows = next((len(inputs[one.spec.name]) for one in present if one.has_batch), None)
+        for one, output in zip(self._gives, outputs, strict=True):
+            if rows is not None and one.has_batch and (output.ndim == 0 or len(output) != rows):
+                raise WrongRows(
                     f"The model must give as many rows as it is given. Received: {rows} rows; output "
-                    f"{port.spec.name!r} has the shape {output.shape}."
+                    f"{one.spec.name!r} has the shape {output.shape}."
                 )
         return {spec.name: output for spec, output in zip(self.gives, outputs, strict=True)}
 
+    def examine(self) -> None:
+        """Tries the model on random rows: may those of several requests be computed together?
+
+        What has been found is in the signature's `alone`.
+
+        Raises:
+            ValueError: if it cannot be served.
+        """
+        state = ModelState(self._variables)
+        needed = [one for one in self._takes if not one.spec.optional]
+        try:
+            reasons = [why_alone(self.run, self._takes, state)]
+            if needed and len(needed) < len(self._takes):
+                reasons.append(why_alone(self.run, needed, state))
+        except WrongRows as error:
+            raise ValueError(f"The model cannot be served. {error}") from error
+        self.signature = replace(self.signature, alone=next(filter(None, reasons), ""))
+
+
+def _outward(tensor):
+    """Of a type that the outside has a word for."""
+    return tf.cast(tensor, tf.float32) if getattr(tensor, "dtype", None) == tf.bfloat16 else tensor
+
 
 def load(path: str | os.PathLike, stage: int | None = None, stages: int = 1) -> ServedModel:
-    """Loads a model that is to answer requests, and tries it on batches of one and two rows.
+    """Loads a model that is to answer requests, and tries it on batches of random rows.
 
     Nothing in a `.keras` file is run (`safe_mode`). A SavedModel is a program for TensorFlow: serve only
     those whose origin you trust. Tensors of float16 are FP16 to the outside; those of bfloat16, for which
@@ -131,14 +195,15 @@ def load(path: str | os.PathLike, stage: int | None = None, stages: int = 1) -> 
         )
     else:
         part = load_stage(path, stage, stages)
-        signature = signature_of(*part.model_ports)
-        loaded = ServedModel(part, part.takes, part.gives, signature, "keras")
-    _try(loaded)
+        variables = [variable for variable in part.layers.variables if has_value(variable)]
+        loaded = ServedModel(part, part.takes, part.gives, "keras", variables, part.model_ports)
+    for one in {id(one): one for one in (loaded, *loaded.others.values())}.values():
+        one.examine()
     return loaded
 
 
 def _keras_model(path) -> ServedModel:
-    model = keras.models.load_model(path, compile=False, safe_mode=True)
+    model = with_open_batch(keras.models.load_model(path, compile=False, safe_mode=True))
     takes, gives = keras_ports(model)
     graph = function_of(model)
     assert graph is not None, "keras_ports refuses such a model"
@@ -147,33 +212,38 @@ def _keras_model(path) -> ServedModel:
         packed = keras.tree.pack_sequence_as(input_structure(graph), list(tensors))
         return keras.tree.flatten(model(packed, training=False))
 
-    return ServedModel(answer, takes, gives, signature_of(takes, gives), "keras")
+    return ServedModel(answer, takes, gives, "keras", model.variables)
 
 
 def _saved_model(path) -> ServedModel:
     model = SavedModel(path)
-    takes, gives = saved_model_ports(model.inputs_spec), saved_model_ports(model.outputs_spec)
-
-    def answer(tensors):
-        return list(model.answer(dict(zip(model.inputs_spec, tensors, strict=True))).values())
-
-    return ServedModel(answer, takes, gives, signature_of(takes, gives), "tensorflow_savedmodel")
-
-
-def _try(model: ServedModel) -> None:
-    """Builds the graph before the first request, and finds outputs whose first axis is no batch."""
-    if any(length is None for spec in model.takes for length in spec.shape[1:]):
-        return
-    for rows in (1, 2):
-        zeros = {spec.name: _zeros(spec, rows) for spec in model.takes}
+    served = _endpoint(model, model.endpoint(SIGNATURE))
+    default = model.endpoint(SIGNATURE)
+    for name in model.other_endpoints():
+        endpoint = model.endpoint(name)
         try:
-            model.run(zeros)
-        except tf.errors.OpError:
-            return  # zeros are nothing that this model takes, such as an empty text for a picture
-        except RuntimeError as error:
-            raise ValueError(f"The model cannot be served. {error}") from error
+            served.others[name] = served if endpoint.is_like(default) else _endpoint(model, endpoint)
+        except ValueError as error:
+            _log.warning("%s: the signature %r cannot be served: %s", os.fspath(path), name, error)
+    return served
 
 
-def _zeros(spec: TensorSpec, rows: int) -> np.ndarray:
-    shape = tuple(rows if length is None else length for length in spec.shape)
-    return np.full(shape, b"" if spec.datatype == "BYTES" else 0, NUMPY_TYPES[spec.datatype])
+def _endpoint(model: SavedModel, endpoint: Endpoint) -> ServedModel:
+    # An input that is the same for all rows, such as a temperature, is what its default says.
+    offered = {
+        name: spec
+        for name, spec in endpoint.inputs_spec.items()
+        if name not in endpoint.defaults or (spec.shape.rank and spec.shape[0] is None)
+    }
+    takes, gives = saved_model_ports(offered), saved_model_ports(endpoint.outputs_spec)
+    takes = [
+        replace(one, spec=replace(one.spec, optional=True)) if one.spec.name in endpoint.defaults else one
+        for one in takes
+    ]
+
+    def answer(tensors, model=model):  # which keeps the variables
+        given = zip(offered, tensors, strict=True)
+        outputs = endpoint.answer({name: tensor for name, tensor in given if tensor is not None})
+        return list(outputs.values())
+
+    return ServedModel(answer, takes, gives, "tensorflow_savedmodel", endpoint.function.variables)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from hvdext.keras_tools.functional import function_of
-from hvdext.keras_tools.models import input_structure, maker_of, output_structure
+from hvdext.keras_tools.functional import function_of, nodes_of
+from hvdext.keras_tools.models import dtype_of, input_structure, maker_of, output_structure
 from hvdext.serving.service import Signature, TensorSpec
 
 DATATYPES = {
@@ -30,6 +30,7 @@ DATATYPES = {
     tf.string: "BYTES",
 }
 NUMPY_TYPES = {name: dtype.as_numpy_dtype for dtype, name in DATATYPES.items()}  # BYTES: object
+_WORDS = 1000  # of a vocabulary are enough to try a model with
 # NumPy has no bfloat16. As FP32 it travels without a loss.
 _OFFERED_AS = {tf.bfloat16: tf.float32}
 
@@ -41,10 +42,14 @@ class Port:
     Attributes:
         spec: what the outside sees.
         inner: the type within the model.
+        words: of an input, values that it is made for, such as a vocabulary's; to try the model with.
+        below: of an input of whole numbers, what they must be less than; None: not known.
     """
 
     spec: TensorSpec
     inner: tf.DType
+    words: tuple[Any, ...] = ()
+    below: int | None = None
 
     @property
     def outer(self) -> tf.DType:
@@ -57,7 +62,7 @@ class Port:
         return bool(self.spec.shape) and self.spec.shape[0] is None
 
 
-def port(name: str, dtype: Any, shape: Iterable[int | None]) -> Port:
+def port(name: str, dtype: Any, shape: Iterable[int | None], optional: bool = False) -> Port:
     """A port for tensors of that type.
 
     Raises:
@@ -70,7 +75,7 @@ def port(name: str, dtype: Any, shape: Iterable[int | None]) -> Port:
             f"Tensor {name!r} must be of a type that can be served: "
             f"{', '.join(t.name for t in (*DATATYPES, *_OFFERED_AS))}. Received: {inner.name}."
         )
-    return Port(TensorSpec(name, datatype, tuple(shape)), inner)
+    return Port(TensorSpec(name, datatype, tuple(shape), optional), inner)
 
 
 def signature_of(takes: Sequence[Port], gives: Sequence[Port]) -> Signature:
@@ -102,16 +107,69 @@ def keras_ports(model: keras.Model) -> tuple[list[Port], list[Port]]:
         ValueError: if the model has no graph, or a tensor cannot be served.
     """
     function = function_of(model)
+    if function is None and isinstance(model, keras.Sequential) and not model.built:
+        raise ValueError(
+            "A Sequential model that is served must have been built before it was saved: begin it with "
+            "keras.Input(...), or call or fit it first; before that it has no weights. "
+            f"Received: {model.name!r}, which is not."
+        )
     if function is None:
         raise ValueError(
             "A .keras file that is served must hold a Sequential or functional model, whose inputs and "
             f"outputs are known. Received: {type(model).__name__} {model.name!r}. Export it instead, and "
             "serve the SavedModel: model.export('folder')."
         )
-    return (
-        _ports(input_structure(function), function.inputs),
-        _ports(output_structure(function), function.outputs),
-    )
+    takes = _ports(input_structure(function), function.inputs)
+    takes = [_with_hints(one, function, tensor) for one, tensor in zip(takes, function.inputs, strict=True)]
+    return takes, _ports(output_structure(function), function.outputs)
+
+
+def _with_hints(one: Port, function: keras.Function, tensor: keras.KerasTensor) -> Port:
+    """The input, and what the layers that take it say of its values."""
+    spec = replace(one.spec, optional=bool(getattr(maker_of(tensor), "optional", False)))
+    takers = [
+        node.operation
+        for node in nodes_of(function)
+        if any(tensor is taken for taken in node.arguments.keras_tensors)
+    ]
+    words: list[Any] = []
+    below: list[int] = []
+    for taker in takers:
+        if hasattr(taker, "get_vocabulary"):
+            words += [word for word in taker.get_vocabulary()[:_WORDS] if word not in ("", -1)]
+        below += [getattr(taker, name) for name in ("input_dim", "num_tokens") if _is_limit(taker, name)]
+    return replace(one, spec=spec, words=tuple(words), below=min(below, default=None))
+
+
+def _is_limit(layer: Any, name: str) -> bool:
+    return isinstance(getattr(layer, name, None), int)
+
+
+def as_traced(ports: Sequence[Port], tensors: Sequence[Any]) -> list[Port]:
+    """Outputs of the types that a graph really gives: what Keras says of them before may be another.
+
+    Args:
+        ports: what Keras says.
+        tensors: what the graph gives, as the outside sees it.
+
+    Raises:
+        ValueError: if one is ragged or sparse, or cannot be served.
+    """
+    found = []
+    for one, tensor in zip(ports, tensors, strict=True):
+        _require_dense(f"output {one.spec.name!r}", tensor)
+        known = tensor.shape.rank in (None, len(one.spec.shape))
+        shape = one.spec.shape if known else tensor.shape
+        found.append(port(one.spec.name, tensor.dtype, shape))
+    return found
+
+
+def _require_dense(what: str, tensor: Any) -> None:
+    if not isinstance(tensor, (tf.Tensor, tf.TensorSpec)):
+        raise ValueError(
+            "A model that is served must take and give dense tensors, such as ragged.to_tensor() gives. "
+            f"Received: {what}, a {type(tensor).__name__.removesuffix('Spec')}."
+        )
 
 
 def saved_model_ports(specs: Mapping[str, tf.TensorSpec]) -> list[Port]:
@@ -122,6 +180,7 @@ def saved_model_ports(specs: Mapping[str, tf.TensorSpec]) -> list[Port]:
     """
     ports = []
     for name, spec in specs.items():
+        _require_dense(f"tensor {name!r}", spec)
         if spec.shape.rank is None:
             raise ValueError(
                 f"Tensor {name!r} of the SavedModel must have a known number of axes, so that its batch axis "
@@ -140,7 +199,7 @@ def _ports(structure, tensors) -> list[Port]:
         names = ["_".join(map(str, path)) for path in paths]
     else:
         names = [maker_of(tensor).name for tensor in tensors]
-    return [port(n, t.dtype, t.shape) for n, t in zip(_unique(names), tensors, strict=True)]
+    return [port(n, dtype_of(t), t.shape) for n, t in zip(_unique(names), tensors, strict=True)]
 
 
 def _unique(names: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from hvdext.keras_tools import saving
 from hvdext.keras_tools.deferred import give_value, has_value
-from hvdext.keras_tools.functional import Calls, calls_of, unallocated
+from hvdext.keras_tools.functional import Calls, calls_of, unallocated, with_open_batch
 from hvdext.placement.pipeline.stages import Chunk, Stage, cut
 from hvdext.placement.plan.planner import plan
 from hvdext.serving.worker.signatures import Port, keras_ports, port
@@ -57,8 +57,8 @@ def load_stage(path: str | os.PathLike, number: int, stages: int) -> StageOfMode
     if not 0 <= number < stages:
         raise ValueError(f"`stage` must lie in 0 to {stages - 1}. Received: stage={number!r}.")
     file = os.fspath(path)
-    model, _ = unallocated(lambda: saving.uncompiled_model(file))
-    ports = keras_ports(model)
+    model, _ = unallocated(lambda: with_open_batch(saving.uncompiled_model(file)))
+    ports = _ports(model)
     calls = calls_of(model)
     chunk = cut(calls, plan(model, places=stages))[number]
     stage = Stage(chunk)
@@ -66,7 +66,15 @@ def load_stage(path: str | os.PathLike, number: int, stages: int) -> StageOfMode
     foreign = [call.operation for call in calls.calls if id(call.operation) not in own]
     _read_weights(file, model, stage, foreign)
     saving.read_assets(model, file, foreign)
+    if number == 0:
+        ports = _ports(model)  # now that their vocabularies are there
     return _with_names(stage, calls, ports, is_first=number == 0, is_last=number == stages - 1)
+
+
+def _ports(model: keras.Model) -> tuple[list[Port], list[Port]]:
+    """What the model takes and gives; all of it, since tensors that may be missing cannot travel."""
+    takes, gives = keras_ports(model)
+    return [replace(one, spec=replace(one.spec, optional=False)) for one in takes], gives
 
 
 def _read_weights(file: str, model: keras.Model, stage: Stage, foreign: Sequence[Any]) -> None:

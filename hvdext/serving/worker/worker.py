@@ -20,18 +20,20 @@ from typing import Any
 
 import numpy as np
 
-from hvdext.common.wording import describe
+from hvdext.common.log import logger
+from hvdext.common.wording import describe, shortened
 from hvdext.inference.deploy.manifest import Manifest
 from hvdext.inference.deploy.model_store import Store
 from hvdext.serving.protocols.tensors import DTYPES
 from hvdext.serving.scheduler.files import identity_of
-from hvdext.serving.scheduler.rollout import signature_json
+from hvdext.serving.scheduler.rollout import signatures_json
 from hvdext.serving.transport.connection import Connection, accept, connect
 from hvdext.serving.transport.frames import Frame, FrameError
 from hvdext.serving.transport.peer import SILENCE_SECONDS
 
 Load = Callable[..., Any]  # served_model.load
-_TEXT = 1000  # characters of an error that travel
+_HEAD, _TAIL = 500, 1500  # characters of an error that travel: the cause tends to stand at the end
+_log = logger("serve")
 
 
 @dataclass(frozen=True)
@@ -130,12 +132,12 @@ class Worker:
             model = self._models.get(header["model"])
             if model is None:
                 raise LookupError(f"rank {self._post.rank} does not have the model")
-            outputs = model.run(frame.tensors)
+            outputs = model.of(header["signature"]).run(frame.tensors)
         except Exception as error:
             self._front.send({"kind": "failed", "id": header["id"], "error": _text(error)})
             return
         seconds = {**header.get("seconds", {}), str(self._post.rank): time.perf_counter() - start}
-        answer = {key: header[key] for key in ("id", "model", "rows")} | {"seconds": seconds}
+        answer = {key: header[key] for key in ("id", "model", "signature", "rows")} | {"seconds": seconds}
         following = self._next
         if following is None:
             self._front.send({"kind": "done", **answer}, outputs)
@@ -174,7 +176,7 @@ class Worker:
             self._models[header["model"]] = model
         return {
             "kind": "loaded",
-            "signature": signature_json(model.signature),
+            "signatures": signatures_json(model.signatures),
             "platform": model.platform,
         }
 
@@ -250,4 +252,7 @@ def _chunks(connection):
 
 
 def _text(error: Exception) -> str:
-    return describe(error)[:_TEXT]
+    text = describe(error)
+    if len(text) > _HEAD + _TAIL:
+        _log.error("%s", text)
+    return shortened(text, _HEAD, _TAIL, ", which this rank's log has")

@@ -39,7 +39,7 @@ def layers_of_fragment(p, fragments):
 
 def due(step, every, p, fragments, warmup=0):
     """Whether fragment p leaves at `step`."""
-    return step <= warmup or step % every == ((p + 1) * every // fragments) % every
+    return step <= warmup or (step - warmup) % every == ((p + 1) * every // fragments) % every
 
 
 class MeanRule:

@@ -317,9 +317,10 @@ def _evaluate_own(comm, reductions):
 
 
 REDUCTIONS = {
-    "unknown classes": (None, {"largest": "mean", "ratio": "mean"}),
+    "by default": (None, {"largest": "mean", "ratio": "states"}),
+    "by value": ({"ratio": "mean"}, {"largest": "mean", "ratio": "mean"}),
     "chosen": ({"largest": "max", "ratio": "states"}, {"largest": "max", "ratio": "states"}),
-    "for validation": ({"largest": "min", "val_largest": "sum"}, {"largest": "sum", "ratio": "mean"}),
+    "for validation": ({"largest": "min", "val_largest": "sum"}, {"largest": "sum", "ratio": "states"}),
 }
 
 
@@ -342,6 +343,101 @@ def test_metrics_of_the_users_own(name):
     for logs in run_ranks(2, _evaluate_own, reductions):
         for metric, way in expected.items():
             assert logs[metric] == pytest.approx(values[metric][way], rel=1e-5)
+
+
+class ArgIoU(metrics.MeanIoU):
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        return super().update_state(y_true, tf.argmax(y_pred, -1), sample_weight)
+
+
+class OfTwo(keras.Sequential):
+    """Makes a result of two metrics, beside their own."""
+
+    def get_metrics_result(self):
+        results = super().get_metrics_result()
+        return results | {"both": results["iou"] * results["sparse_categorical_accuracy"]}
+
+
+class Renamed(keras.Sequential):
+    """Its steps log a metric by another name, and something of the batch alone."""
+
+    def __init__(self, layers):
+        super().__init__(layers)
+        self.tracker = metrics.Mean("tracked")
+
+    def test_step(self, data):
+        x, y = data
+        self.tracker.update_state(tf.reduce_sum(self(x) * tf.cast(y, "float32"), axis=1))
+        return {"error": self.tracker.result(), "rows": tf.cast(tf.shape(x)[0], "float32")}
+
+    train_step = test_step
+
+
+def _of_classes(cls):
+    layer = keras.layers.Dense(4, use_bias=False, kernel_initializer="identity")
+    model = cls([keras.Input((4,)), layer])
+    chosen = [ArgIoU(4, name="iou"), metrics.SparseCategoricalAccuracy("sparse_categorical_accuracy")]
+    chosen = chosen if cls is OfTwo else None  # Keras cannot read metrics that a step never updates
+    model.compile(_distributed(), "sparse_categorical_crossentropy", metrics=chosen, run_eagerly=True)
+    return model
+
+
+@pytest.mark.parametrize("callback", ["MetricAverageCallback", "AsOneProcess"])
+def test_classes_that_inherit_and_results_made_of_several(callback):
+    def run(comm):
+        x, y = _share(_sparse, comm.rank, VALIDATION)
+        average = getattr(hvd.callbacks, callback)(*[[]] * (callback == "AsOneProcess"))
+        callbacks = [average]
+        return _of_classes(OfTwo).evaluate(x, y, 2, verbose=0, return_dict=True, callbacks=callbacks)
+
+    x, y = _whole(_sparse, VALIDATION)
+    found, right = np.argmax(x, -1), y[:, 0].astype(int)
+    cut = [np.sum((found == c) & (right == c)) for c in range(4)]
+    joined = [np.sum((found == c) | (right == c)) for c in range(4)]
+    iou = np.mean([a / b for a, b in zip(cut, joined, strict=True) if b])
+    accuracy = np.mean(found == right)
+    for logs in run_ranks(2, run):
+        assert logs["iou"] == pytest.approx(iou, rel=1e-5)
+        assert logs["both"] == pytest.approx(iou * accuracy, rel=1e-5)
+
+
+def test_steps_of_the_users_own_are_weighted_by_samples():
+    def run(comm):
+        x, y = _share(_sparse, comm.rank, VALIDATION)
+        model = _of_classes(Renamed)
+        callbacks = [hvd.callbacks.MetricAverageCallback()]
+        history = model.fit(x, y, 2, verbose=0, shuffle=False, callbacks=callbacks).history
+        tested = model.evaluate(x, y, 2, verbose=0, return_dict=True, callbacks=callbacks)
+        return {name: values[0] for name, values in history.items()}, tested
+
+    x, y = _whole(_sparse, VALIDATION)
+    # The last of each rank's batches has one row.
+    expected = {"error": np.mean(np.sum(x * y, axis=1)), "rows": 1.0}
+    for logs in [logs for pair in run_ranks(2, run) for logs in pair]:
+        assert logs == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_is_averaged_by_value_is_told_once_on_rank_0():
+    def run(comm):
+        first = _evaluate_own(comm, None)
+        second = _evaluate_own(comm, None)
+        return first == second
+
+    with pytest.warns(UserWarning, match="reductions=.'largest': 'states'") as caught:
+        assert run_ranks(2, run) == [True, True]
+    assert len([one for one in caught if "'largest'" in str(one.message)]) == 1
+
+
+def test_logs_of_unequal_shares():
+    """A step that logs what is no metric counts by the samples it has seen."""
+
+    def run(comm):
+        x, y = _share(_sparse, comm.rank, VALIDATION)
+        callbacks = [hvd.callbacks.MetricAverageCallback()]
+        logs = _of_classes(Renamed).evaluate(x, y, 8, verbose=0, return_dict=True, callbacks=callbacks)
+        return logs["rows"]
+
+    assert run_ranks(2, run) == [pytest.approx((5 * 5 + 3 * 3) / 8)] * 2
 
 
 def test_keras_metrics_by_value():

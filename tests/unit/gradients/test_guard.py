@@ -78,13 +78,6 @@ def test_the_state_of_an_optimizer():
     assert all("out_kernel_momentum" in text for text in _refused(run))
 
 
-def test_an_epoch():
-    def run(comm):
-        _fit(_model(keras.optimizers.SGD(0.1)), epochs=3, initial_epoch=2 * comm.rank)
-
-    assert all("[epoch]" in text for text in _refused(run))
-
-
 def test_a_learning_rate_that_one_rank_s_callback_changes():
     updates = []
 

@@ -175,18 +175,6 @@ def test_the_tape_checks_its_arguments_when_it_is_made():
         hvd.DistributedGradientTape(tf.GradientTape(), num_groups=1, groups=2)
 
 
-def test_a_watched_tensor_is_no_source():
-    watched = tf.constant([3.0])
-    with use(SoloComm()), hvd.DistributedGradientTape(tf.GradientTape()) as tape:
-        tape.watch(watched)
-        loss = tf.reduce_sum(watched)
-    with (
-        use(SoloComm()),
-        pytest.raises(TypeError, match=r"`sources` must be variables.* Received: \[<tf.Tensor"),
-    ):
-        tape.gradient(loss, [watched])
-
-
 def _apply(optimizer):
     variable = keras.Variable([1.0], name="v")
     optimizer.apply([tf.constant([2.0])], [variable])

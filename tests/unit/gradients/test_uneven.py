@@ -434,10 +434,10 @@ def test_another_job_agrees_anew():
         optimizers[comm.rank].apply([tf.constant([comm.rank + 1.0])], variables[comm.rank])
         return variables[comm.rank][0].numpy().item(), comm.traffic()["agreement"].calls
 
-    assert run_ranks(2, one) == [(-1.5, 1), (-1.5, 1)]
+    assert run_ranks(2, one) == [(-1.5, 2), (-1.5, 2)]
     # The third is new, and the others compare their settings with it, then their weights.
     with pytest.raises(tf.errors.InvalidArgumentError, match="do not hold the same"):
         run_ranks(3, one)
     variables[2][0].assign([-1.5])
     optimizers[2].iterations.assign(1)
-    assert run_ranks(3, one) == [(-3.5, 1), (-3.5, 1), (-3.5, 1)]
+    assert run_ranks(3, one) == [(-3.5, 2), (-3.5, 2), (-3.5, 2)]

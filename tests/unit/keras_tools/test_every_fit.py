@@ -21,7 +21,7 @@ def told(monkeypatch):
     """What has been told; the follower's callback is called "ours"."""
     told = []
 
-    def follow(model):
+    def follow(model, x):
         return Teller(told, "ours") if model.name == "followed" else None
 
     monkeypatch.setattr(every_fit, "_followers", [])

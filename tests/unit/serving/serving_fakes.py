@@ -59,13 +59,17 @@ def raising(error):
 
 
 class FakeService:
-    """Models by name and version; "repository" adds versions that `load` brings in."""
+    """Models by name and version; "repository" adds versions that `load` brings in.
 
-    def __init__(self, models=None, repository=None):
+    `others` holds models by name and by the name of another signature than the default.
+    """
+
+    def __init__(self, models=None, repository=None, others=None):
         if models is None:
             models = {("scale", 1): scale(2), ("scale", 2): scale(3), ("mixed", 1): mixed()}
         self.models = dict(models)
         self.stored = repository or {}
+        self.others = others or {}
         self.states = {}
         self.live = self.ready = True
         self.timeouts = []
@@ -80,7 +84,8 @@ class FakeService:
         state, reason = self.states.get((name, number), (s.State.READY, ""))
         described = None if state is s.State.LOADING else self.models[name, number][0]
         ranks = (0, 1) if state is s.State.READY else ()
-        return s.ModelVersion(name, number, state, reason, described, "0" * 64, "keras", ranks)
+        others = {called: one[0] for (of, called), one in self.others.items() if of == name}
+        return s.ModelVersion(name, number, state, reason, described, "0" * 64, "keras", ranks, others)
 
     def find(self, name, version=None):
         found = [v for v in self.versions() if v.name == name and version in (None, v.version)]
@@ -89,11 +94,14 @@ class FakeService:
             raise s.UnknownModel(f"There is no model {name!r}{which}.")
         return max(found, key=lambda v: (v.state is s.State.READY, v.version))
 
-    async def infer(self, name, version, inputs, timeout=None):
+    async def infer(self, name, version, inputs, timeout=None, signature=s.DEFAULT_SIGNATURE):
         found = self.find(name, version)
-        described, compute = self.models[name, found.version]
-        assert list(inputs) == [spec.name for spec in described.inputs]
-        for spec in described.inputs:
+        default = self.models[name, found.version]
+        described, compute = default if signature == s.DEFAULT_SIGNATURE else self.others[name, signature]
+        given = [spec for spec in described.inputs if spec.name in inputs]
+        assert list(inputs) == [spec.name for spec in given]
+        assert all(spec.optional for spec in described.inputs if spec not in given)
+        for spec in given:
             array = inputs[spec.name]
             assert array.dtype == DTYPES[spec.datatype]
             assert len(array) >= 1
@@ -146,6 +154,7 @@ class FakeService:
                     "batches": 7,
                     "rows": 50,
                     "padded_rows": 6,
+                    "alone": "",
                     "batch_sizes": {"8": 6, "2": 1},
                 }
                 for v in self.versions()

@@ -10,7 +10,7 @@ import numpy as np
 
 from hvdext.serving.scheduler.core import ServingCore
 from hvdext.serving.scheduler.model_names import Named
-from hvdext.serving.service import Signature, TensorSpec
+from hvdext.serving.service import DEFAULT_SIGNATURE, Signature, TensorSpec
 from hvdext.serving.settings import Settings
 from hvdext.serving.transport.connection import connect
 from hvdext.serving.worker.worker import Post, Worker
@@ -28,13 +28,17 @@ class Model:
 
     platform = "numpy"
 
-    def __init__(self, factor=10.0, width=1, before=lambda rows: None):
+    def __init__(self, factor=10.0, width=1, before=lambda rows: None, alone=""):
         spec = TensorSpec("x", "FP32", (None, width))
         self.takes = (spec,)
-        self.signature = Signature((spec,), (TensorSpec("y", "FP32", (None, width)),))
+        outputs = (TensorSpec("y", "FP32", (None, width)),)
+        self.signatures = {DEFAULT_SIGNATURE: Signature((spec,), outputs, alone)}
         self.factor = factor
         self.before = before
         self.calls = []
+
+    def of(self, signature):
+        return self
 
     def run(self, inputs):
         self.before(inputs["x"])

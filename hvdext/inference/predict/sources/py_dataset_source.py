@@ -42,6 +42,10 @@ class PyDatasetSource(Source):
         if self._has_begun:
             self._dataset.on_epoch_end()
 
+    def example(self) -> Any:
+        """As in `Source`."""
+        return self._first
+
     def spec(self) -> Any:
         """As in `Source`."""
         if self._first is None:

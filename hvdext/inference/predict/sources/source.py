@@ -38,11 +38,11 @@ class Source(abc.ABC):
         Calls come with growing `start`, and never go back.
         """
 
-    def share(self, rank: int, size: int) -> Iterator[tuple[Any, int]]:
-        """This rank's share of all batches, whatever their order."""
+    def share(self, rank: int, size: int) -> Iterator[tuple[int, tuple[Any, int]]]:
+        """This rank's share of all batches, with the number of each."""
         assert self.batches is not None
         run = evenly(0, self.batches, size)[rank]
-        return self.read(run.start, run.stop)
+        return enumerate(self.read(run.start, run.stop), run.start)
 
     def ends_at(self, count: int) -> bool:
         """Whether there are `count` batches, neither more nor less; where `batches` does not say it."""
@@ -50,6 +50,10 @@ class Source(abc.ABC):
 
     def end(self) -> None:  # noqa: B027 - most need not do anything
         """Called after the last batch, if nothing has failed."""
+
+    @abc.abstractmethod
+    def example(self) -> Any:
+        """The first of all batches, before any is read; None if there is none."""
 
     @abc.abstractmethod
     def spec(self) -> Any:

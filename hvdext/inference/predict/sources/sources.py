@@ -58,6 +58,10 @@ class RowSource(Source):
         numbers = range(start, stop)
         return read_ahead(self._batch, numbers) if self._is_on_disk else map(self._batch, numbers)
 
+    def example(self) -> Any:
+        """As in `Source`."""
+        return self._batch(0)[0] if self.batches else None
+
     def spec(self) -> Any:
         """As in `Source`."""
         return self._mapped(lambda leaf: leaf.spec)
@@ -124,11 +128,12 @@ class DatasetSource(Source):
             if self._position > start:
                 yield self._batch(element)
 
-    def share(self, rank: int, size: int) -> Iterator[tuple[Any, int]]:
+    def share(self, rank: int, size: int) -> Iterator[tuple[int, tuple[Any, int]]]:
         """As in `Source`."""
         while (element := self._next()) is not _END:
-            if (self._position - 1) % size == rank:
-                yield self._batch(element)
+            number = self._position - 1
+            if number % size == rank:
+                yield number, self._batch(element)
         self.seen = self._position
 
     def ends_at(self, count: int) -> bool:
@@ -137,6 +142,10 @@ class DatasetSource(Source):
             if self._next() is _END:
                 return False
         return self._position == count and self._next() is _END  # a rank may have skipped more than there are
+
+    def example(self) -> Any:
+        """As in `Source`."""
+        return None if self._first is _END else self._convert(self._first)
 
     def spec(self) -> Any:
         """As in `Source`."""

@@ -165,6 +165,67 @@ def test_each_rank_runs_its_own_batches():
     assert second == list(range(20, 40))
 
 
+class ArgIoU(keras.metrics.MeanIoU):
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        return super().update_state(y_true, keras.ops.cast(y_pred > 0.3, "int32"), sample_weight)
+
+
+class Largest(keras.metrics.Metric):
+    def __init__(self):
+        super().__init__(name="largest")
+        self.found = self.add_variable((), "zeros", name="found")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.found.assign(keras.ops.maximum(self.found, keras.ops.max(y_pred)))
+
+    def result(self):
+        return self.found + 0.0
+
+
+class OwnStep(keras.Sequential):
+    """Logs of each batch alone, as of a step that knows no metrics."""
+
+    def test_step(self, data):
+        x, y = data
+        return {"error": keras.ops.mean(keras.ops.abs(self(x) - y)), "rows": keras.ops.shape(x)[0]}
+
+
+def test_metrics_of_the_users_own():
+    arguments = {"x": numbers(), "y": targets(), "batch_size": BATCH, "verbose": 0, "return_dict": True}
+
+    def make():
+        return classifier([ArgIoU(2, name="iou"), Largest()], run_eagerly=True)
+
+    expected = make().evaluate(**arguments)
+    for found in run_ranks(2, lambda comm: hvd.evaluate(make(), **arguments, reductions={"largest": "max"})):
+        assert found == pytest.approx(expected, rel=1e-5)
+    assert "`reductions` must map names" in refused(
+        lambda comm: hvd.evaluate(make(), **arguments, reductions={"largest": "median"})
+    )
+
+
+@pytest.mark.parametrize("data", ["arrays", "data set"])
+def test_a_step_of_the_users_own_gives_what_its_last_batch_gave(data):
+    arguments = {"batch_size": BATCH} if data == "arrays" else {}
+    x, y = numbers(dtype="float32"), targets().astype("float32")
+    arguments |= {"x": x, "y": y} if data == "arrays" else {"x": of_unknown_length(x, y)}
+
+    def program(comm):
+        model = OwnStep([keras.Input((6,)), keras.layers.Dense(1)])
+        model.compile(loss="mse", run_eagerly=True)
+        arguments_here = arguments if data == "arrays" else {"x": of_unknown_length(x, y)}
+        return hvd.evaluate(seeded(model), **arguments_here, verbose=0, return_dict=True)
+
+    model = OwnStep([keras.Input((6,)), keras.layers.Dense(1)])
+    model.compile(loss="mse", run_eagerly=True)
+    expected = seeded(model).evaluate(**arguments, verbose=0, return_dict=True)
+    assert expected["rows"] == ROWS % BATCH
+    with pytest.warns(UserWarning, match="'error' in the logs belongs to no metric"):
+        results = run_ranks(2, program)
+    for found in results:
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
 def refused(call):
     def program(comm):
         with pytest.raises((ValueError, RuntimeError)) as caught:

@@ -194,6 +194,25 @@ def test_the_description_speaks_of_keys_where_there_are_some():
     assert "401" not in live["responses"]
 
 
+def _lists(schema):
+    if isinstance(schema, dict):
+        if schema.get("type") == "array" or "array" in (schema.get("type") or []):
+            yield schema
+        for value in schema.values():
+            yield from _lists(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from _lists(value)
+
+
+@pytest.mark.parametrize("models", [{}, {("echo", 1): echo("BYTES")}, None])
+def test_every_list_in_the_description_says_what_it_holds(models):
+    document = TestClient(make_app(FakeService(models))).get("/openapi.json").json()
+    found = list(_lists(document))
+    assert len(found) > 20
+    assert [schema for schema in found if "items" not in schema] == []
+
+
 @pytest.mark.parametrize("text", ["", "YQ==", "YWI=", "YWJj", "YWJjYQ=="])
 def test_the_description_takes_every_length_of_base_64(text):
     client = TestClient(make_app(FakeService({("echo", 1): echo("BYTES")})))

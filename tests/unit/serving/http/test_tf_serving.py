@@ -83,8 +83,30 @@ def test_status(client, service):
     lost = {"error_code": "UNAVAILABLE", "error_message": "rank 1 is lost"}
     newest = {"version": "2", "state": "AVAILABLE", "status": ok}
     first = {"version": "1", "state": "END", "status": lost}
-    assert client.get("/v1/models/scale").json() == {"model_version_status": [newest, first]}
-    assert client.get("/v1/models/scale/versions/1").json() == {"model_version_status": [first]}
+    assert client.get("/v1/models/scale").json() == {
+        "name": "scale",
+        "ready": True,
+        "model_version_status": [newest, first],
+    }
+    assert client.get("/v1/models/scale/versions/1").json() == {
+        "name": "scale",
+        "ready": False,
+        "model_version_status": [first],
+    }
+
+
+def test_kserves_list_and_health(client, service):
+    assert client.get("/v1/models").json() == {"models": ["mixed", "scale"]}
+    service.states["mixed", 1] = s.State.LOADING, "it is being loaded"
+    answers = {name: client.get(f"/v1/models/{name}").json() for name in ("mixed", "scale")}
+    assert {name: (found["name"], found["ready"]) for name, found in answers.items()} == {
+        "mixed": ("mixed", False),
+        "scale": ("scale", True),
+    }
+    alive = client.get("/", headers={"Accept": "application/json"})
+    assert (alive.status_code, alive.json()) == (200, {"status": "alive"})
+    service.live = False
+    assert client.get("/", headers={"Accept": "application/json"}).status_code == 503
 
 
 def test_metadata(client):

@@ -119,6 +119,7 @@ def test_metadata(client):
             {"name": "total", "datatype": "FP64", "shape": [-1]},
             {"name": "upper", "datatype": "BYTES", "shape": [-1, 1]},
         ],
+        "parameters": {"requests_together": True, "reason": ""},
     }
     assert client.get("/v2/models/scale/versions/1").json()["versions"] == ["1", "2"]
     server = client.get("/v2").json()

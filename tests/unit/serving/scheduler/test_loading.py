@@ -202,3 +202,88 @@ def test_at_the_start_a_rank_may_be_lost_once(tmp_path):
     asyncio.run(asyncio.wait_for(main(1), 20))
     with pytest.raises(InvalidRequest, match=DEADLY.format(0)):
         asyncio.run(asyncio.wait_for(main(9), 20))
+
+
+def _broken(path, stage, stages):
+    if "bad" in path.name:
+        raise ValueError("could not be read: " + "x" * 5000 + "; the layer is not there")
+    return Model()
+
+
+def test_a_failed_load_leaves_the_server_ready(tmp_path):
+    async def program(cluster):
+        assert cluster.core.ready
+        cluster.file("repository/bad.keras")
+        with pytest.raises(InvalidRequest, match="bad:1 could not be loaded"):
+            await cluster.core.load("bad")
+        assert cluster.core.find("bad").state is State.UNAVAILABLE
+        assert cluster.core.ready
+        assert await cluster.ask(1) == [10]
+        for rank in range(2):
+            cluster.workers[rank].close()
+        await cluster.until(lambda: not cluster.core.ready)  # what has answered is missed
+
+    serve(tmp_path, program, load=_broken)
+
+
+def test_the_server_stays_ready_while_another_model_is_loaded(tmp_path):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def load(path, stage, stages):
+        if "new" in path.name:
+            begun.set()
+            go_on.wait(20)
+        return Model()
+
+    async def program(cluster):
+        cluster.file("repository/new.keras")
+        loading = asyncio.ensure_future(cluster.core.load("new"))
+        await asyncio.to_thread(begun.wait, 20)
+        assert cluster.core.find("new").state is State.LOADING
+        assert cluster.core.ready
+        go_on.set()
+        await loading
+        assert cluster.core.ready
+        cluster.workers[0].close()
+        await cluster.until(lambda: not cluster.core.ready)
+
+    serve(tmp_path, program, load=load, size=1)
+
+
+@pytest.mark.parametrize(("names", "ready"), [(["bad", "good"], True), (["bad"], False)])
+def test_at_the_start_a_model_is_waited_for_until_it_has_failed(tmp_path, names, ready):
+    go_on = threading.Event()
+
+    def load(path, stage, stages):
+        if "good" in path.name:
+            go_on.wait(20)
+        return _broken(path, stage, stages)
+
+    async def main():
+        async with Cluster(tmp_path, load=load, size=1) as cluster:
+            versions = await cluster.core.add([Named(n, 1, cluster.file(f"{n}.keras")) for n in names])
+            await cluster.until(lambda: versions[0].failures)
+            assert not cluster.core.ready
+            go_on.set()
+            with pytest.raises(InvalidRequest):
+                await cluster.core.loaded(versions)
+            assert cluster.core.ready is ready
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_the_end_of_a_long_reason_is_not_cut_off(tmp_path, caplog):
+    async def program(cluster):
+        cluster.file("repository/bad.keras")
+        with pytest.raises(InvalidRequest) as raised:
+            await cluster.core.load("bad")
+        text = str(raised.value)
+        assert "could not be read" in text
+        assert "; the layer is not there" in text
+        whole = len("could not be read: " + "x" * 5000 + "; the layer is not there")
+        assert f"[... {whole - 2000} characters, which this rank's log has ...]" in text
+        assert len(text) < 2200
+
+    with caplog.at_level("ERROR"):
+        serve(tmp_path, program, load=_broken, size=1)
+    assert "x" * 5000 in caplog.text

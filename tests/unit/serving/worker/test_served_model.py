@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from hvdext.serving.service import TensorSpec
 from hvdext.serving.worker import served_model
+from hvdext.serving.worker.signatures import NUMPY_TYPES
 from tests.multiprocess.launching.launch import run_python
 
 LAYERS = keras.layers
@@ -68,7 +69,8 @@ def test_whole_model(branched):
         assert list(outputs) == ["head", "side", "head_1"]
         for one, other in zip(outputs.values(), model.predict_on_batch(_batch(rows)), strict=True):
             np.testing.assert_allclose(one, other, atol=1e-6)
-    assert served._answer.experimental_get_tracing_count() == 1
+    (answer,) = served._answers.values()
+    assert answer.experimental_get_tracing_count() == 1
 
 
 @pytest.mark.parametrize("stages", [2, 4])
@@ -208,7 +210,7 @@ def test_half_precision(tmp_path, policy, datatype):
     served = served_model.load(path)
     assert served.signature.inputs == (TensorSpec("x", datatype, (None, 3)),)
     assert served.signature.outputs == (TensorSpec("y", datatype, (None, 2)),)
-    x = np.array([[1, 0.5, -2]], served_model.NUMPY_TYPES[datatype])
+    x = np.array([[1, 0.5, -2]], NUMPY_TYPES[datatype])
     expected = tf.cast(model(tf.cast(x, policy)), tf.float32).numpy()
     assert served.run({"x": x})["y"].dtype == x.dtype
     np.testing.assert_array_equal(served.run({"x": x})["y"].astype("float32"), expected)
@@ -278,7 +280,7 @@ def _other_rows():
         (_closed_batch_axis, r"must be open \(None\)\. Received: input 'x' of shape \(4, 3\)"),
         (
             _other_rows,
-            r"as many rows as it is given\. Received: 1 rows; output 'reshape' has the shape \(2,\)",
+            r"as many rows as it is given\. Received: 5 rows; output 'reshape' has the shape \(10,\)",
         ),
     ],
 )

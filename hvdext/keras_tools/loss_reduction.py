@@ -1,0 +1,89 @@
+"""What Keras' losses divide by. It is known where they make one number of the losses of many samples.
+
+sum_over_batch_size, mean       by how many losses there are; under a mask, by how many of them count
+mean_with_sample_weight         by the sum of the weights, without those that are masked
+sum                             by nothing
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+from keras.src.losses import loss as keras_loss
+
+Listener = Callable[[tf.Tensor, "Reduction"], tf.Tensor]  # (loss, how it was made) -> the loss instead
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How a loss of Keras, or of a class or function that Keras calls, became one number.
+
+    Attributes:
+        kind: "plain" (a mean over all), "counted" (a mean over some of them), "sum", "own" (the function has
+            made one number itself, nobody knows how) or "none" (no number was made).
+        count: what a mean was divided by, a scalar; of a plain one the number of losses. None of the others.
+    """
+
+    kind: str
+    count: tf.Tensor | None = None
+
+
+def listen_to_losses() -> None:
+    """From now on losses are told to who listens (`listening`); the second time, nothing changes."""
+    plain = keras_loss.reduce_weighted_values
+    if getattr(plain, "is_listened_to", False):
+        return
+
+    def reduce(values, sample_weight=None, mask=None, reduction="sum_over_batch_size", dtype=None):
+        result = plain(values, sample_weight, mask, reduction, dtype)
+        listener = getattr(_now, "listener", None)
+        if listener is None:
+            return result
+        return listener(result, _reduction(tf.convert_to_tensor(values), sample_weight, mask, reduction))
+
+    reduce.is_listened_to = True  # type: ignore[attr-defined]
+    keras_loss.reduce_weighted_values = reduce
+
+
+@contextlib.contextmanager
+def listening(listener: Listener | None) -> Iterator[None]:
+    """While it lasts, `listener` gets each loss that this thread makes, and says what is to be taken instead.
+
+    Args:
+        listener: None: nobody.
+    """
+    before = getattr(_now, "listener", None)
+    _now.listener = listener
+    try:
+        yield
+    finally:
+        _now.listener = before
+
+
+_now: Any = threading.local()
+
+
+def _reduction(values, sample_weight, mask, reduction) -> Reduction:
+    if reduction in (None, "none"):
+        return Reduction("none")
+    if reduction == "sum":
+        return Reduction("sum")
+    if values.shape.rank == 0:
+        return Reduction("own")
+    everything = tf.size(values, tf.int64)
+    if reduction == "mean_with_sample_weight":
+        weights = keras_loss.apply_mask(_floating(sample_weight), mask, dtype="float32", reduction=reduction)
+        return Reduction("counted", everything if weights is None else tf.reduce_sum(weights))
+    if mask is None:
+        return Reduction("plain", everything)
+    share = tf.reduce_mean(tf.cast(mask, tf.float64))
+    return Reduction("counted", tf.cast(everything, tf.float64) * share)
+
+
+def _floating(weights):
+    return None if weights is None else tf.cast(weights, tf.float32)
