@@ -31,7 +31,7 @@ from hvdext.placement.slices.convolution import SlicedConv2D
 from hvdext.placement.slices.dense import ColumnDense, RowDense
 from hvdext.placement.slices.dropout import SlicedDropout
 from hvdext.placement.slices.embedding import SlicedEmbedding
-from hvdext.placement.slices.layer import blank_parts
+from hvdext.placement.slices.layer import SlicedLayer, blank_parts
 from hvdext.placement.slices.rules import Cuts, cuts_of
 
 
@@ -79,14 +79,15 @@ def slice_layers(
     # A layer that has none of its own on one rank alone would leave the others waiting below.
     kinds = [type(layer).__name__ for layer in lookup_layers(model)]
     facts = {"rules": dict(rules), "variables": shapes, "layers with vocabularies": kinds}
-    agreement.check(comm, "hvd.slice_layers", facts, _class_problem(model))
+    agreement.check(comm, "hvd.slice_layers", facts)
     cuts = cuts_of(model, rules)
     with blank_parts():
         cut = clone(model, lambda layer: _cut_layer(layer, cuts, comm), inputs_like(model), recursive=True)
     name_alike(model, cut)
     # The names of the exchanges: a rank that has made another Sequential model before has numbered this one.
-    paths = [v.path for v in cut.variables if mark_of(v) is not None]
-    agreement.check(comm, "hvd.slice_layers", {"paths of what is cut (name the model and its layers)": paths})
+    paths = [layer.path for layer in flat_layers(cut) if isinstance(layer, SlicedLayer)]
+    facts = {"paths of what is cut (name the model and its layers)": paths}
+    agreement.check(comm, "hvd.slice_layers", facts, _class_problem(model, cut))
     for source, target in zip(model.variables, cut.variables, strict=True):
         value = first_value(source, scope) if comm.rank == 0 else tf.zeros(source.shape, source.dtype)
         (value,) = comm.broadcast([value], 0, "hvdext.slices.weights")
@@ -120,20 +121,20 @@ def _model_of(model):
     return model, scope
 
 
-def _class_problem(model) -> str | None:
-    """What is wrong with the classes of a model, and of those in it, whose copies are of plain ones."""
-    for one in filter(is_functional, flat_layers(model)):
-        # Keras makes a plain one of what it cannot construct in its own way.
-        is_kept = not isinstance(one, keras.Sequential) and is_kerass_own(type(one), "__init__")
-        changed = overridden(one, by_class=not is_kept) if one is model else []
-        if not is_kept:
-            changed += [f"{type(one).__name__}.call"] * (not is_kerass_own(type(one), "call"))
+def _class_problem(model, cut) -> str | None:
+    """What the models in `model` do in their own way, and the plain ones that Keras makes of some do not."""
+    models = (filter(is_functional, flat_layers(one)) for one in (model, cut))
+    for one, copy in zip(*models, strict=True):
+        is_plain = type(copy) is not type(one)
+        changed = overridden(one, by_class=is_plain) if one is model else []
+        if is_plain and not is_kerass_own(type(one), "call"):
+            changed = [*changed, f"{type(one).__name__}.call"]
         if changed:
             return (
-                "`model` must be of classes without a constructor of their own that are no Sequential, or "
-                "without methods of their own: cut models are made anew of layers, and these would be left "
-                f"out. Received: {type(one).__name__} {one.name!r} with {', '.join(changed)}. Use the cut "
-                "layers (hvd.ColumnDense, ...) in its own code."
+                "`model` must be of a class that Keras can make anew of layers, or have all its methods from "
+                "Keras: with a constructor of its own, or derived from Sequential, it becomes a plain one. "
+                f"Received: {type(one).__name__} {one.name!r} with {', '.join(changed)}. Use the cut layers "
+                "(hvd.ColumnDense, ...) in its own code."
             )
     return None
 

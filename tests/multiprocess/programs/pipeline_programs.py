@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from tests.multiprocess.programs import crossing_cases as crossing
 from tests.multiprocess.programs import pipeline_cases as cases
 from tests.multiprocess.programs.exchange_programs import Program
 from tests.multiprocess.programs.slice_programs import _with_dynamic_sets as with_dynamic_sets
@@ -136,11 +137,52 @@ def _check_files(ranks):
         np.testing.assert_allclose(rank["predictions"], whole.predict(x[:5], verbose=0), rtol=1e-4, atol=1e-5)
 
 
+# -- with cut layers, and what is refused --------------------------------------------------------------
+
+
+def _run_cut(hvd):
+    with_dynamic_sets(hvd)
+    return crossing.run(hvd, crossing.GRIDS["pipeline, slices"], _CLIPPED)
+
+
+def _check_cut(ranks):
+    crossing.check(ranks, crossing.GRIDS["pipeline, slices"], _CLIPPED)
+
+
+_CLIPPED = "global norm, EMA, decay"
+
+
+def _run_changed(hvd):
+    """One rank's layer is quantized after the cut; `class_weight` where one rank has targets."""
+    with_dynamic_sets(hvd)
+    x, _ = cases.plain_data(1)
+    model = hvd.pipeline(cases.plain, hvd.plan(cases.plain, places=hvd.size()), 2)
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    y = (x[:, 0] > 0).astype("int32") if hvd.rank() == hvd.size() - 1 else None
+    losses = model.fit(x, y, class_weight={0: 1.0, 1: 3.0}, batch_size=cases.ROWS, verbose=0).history["loss"]
+    if hvd.rank() == 0:
+        model.stages[0].held[0].quantize("int8")
+    try:
+        model.save("never.keras")
+    except ValueError as error:
+        return {"losses": losses, "error": str(error)}
+    return {"losses": losses, "error": "none"}
+
+
+def _check_changed(ranks):
+    for rank in ranks:
+        assert rank == ranks[0]
+        assert np.isfinite(rank["losses"][0])
+        assert "must stay as they were when it was cut" in rank["error"]
+
+
 PROGRAMS = {
     f"pipeline: {schedule}, {optimizer}": _trained(schedule, optimizer)
     for schedule in ("gpipe", "1f1b", "eager-1f1b", "interleaved")
     for optimizer in cases.OPTIMIZERS
 } | {
     "pipeline: grid": Program(_run_grid, _check_grid, sizes=(4,)),
+    "pipeline: cut layers": Program(_run_cut, _check_cut, sizes=(4,)),
+    "pipeline: changed layers": Program(_run_changed, _check_changed, sizes=(2,)),
     "pipeline: files": Program(_run_files, _check_files, sizes=(2, 4)),
 }
