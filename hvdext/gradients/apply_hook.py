@@ -24,6 +24,7 @@ from hvdext.gradients.keras_apply import put_before
 from hvdext.gradients.tensors import all_finite, as_tensors, is_overwritten, poisoned, times, values_of
 from hvdext.gradients.uneven import RollCall, empty_gradients, kinds_of
 from hvdext.keras_tools.autograph import without_autograph
+from hvdext.keras_tools.numbering import renumbered
 from hvdext.keras_tools.optimizers import (
     before_clipping,
     build,
@@ -78,7 +79,7 @@ class ApplyHook:
         self._kinds: list | None = None  # what the gradients are made of
         self._roll_call: RollCall | None = None
         self._follow_traced: tuple | None = None  # (outer, ids of variables, function)
-        self._guard = Guard(exchange.name)
+        self._guard = Guard(exchange)
         self.is_combined = False  # True while Keras' own apply works on combined gradients
         put_before(LossScaleOptimizer, "exchange", _before_loss_scale)
         if optimizer.gradient_accumulation_steps:
@@ -203,7 +204,7 @@ class ApplyHook:
         self._roll_call = None
         self._follow_traced = None
         if expected:
-            self._roll_call = RollCall(self.exchange.name, self.exchange.comm, self.optimizer)
+            self._roll_call = RollCall(self.exchange, self.optimizer)
 
     def restart(self) -> None:
         """Forgets what held among the ranks so far, since others take part from now on.
@@ -338,7 +339,7 @@ class ApplyHook:
             }
             if self.has_keras_accumulation:  # Keras exchanges by this count
                 settings["iterations"] = int(iterations_of(self.optimizer))
-            subject = f"DistributedOptimizer {self.optimizer.name!r}"
+            subject = f"DistributedOptimizer {renumbered([self.optimizer.name])[0]!r}"
             self.exchange.agree(subject, gradients, variables, settings)
             self._kinds = None if gradients is None else kinds_of(gradients)
             if self._roll_call is not None:
@@ -388,7 +389,7 @@ def _common_kinds(comm, subject, kinds, variables):
 
     Ranks without a gradient have compared nothing before.
     """
-    mine = {f"variable {i}": described(v) for i, v in enumerate(variables)}
+    mine = {f"variable {i}": told for i, told in enumerate(described(variables))}
     everyone = comm.allgather_object((kinds, mine), "hvdext.agreement.kinds")
     if any(theirs != mine for _, theirs in everyone):
         raise ValueError(agreement.disagreement(subject, [facts for _, facts in everyone], comm.ranks))

@@ -20,6 +20,7 @@ from hvdext.gradients.accumulation import kind_of
 from hvdext.gradients.options import ExchangeOptions
 from hvdext.gradients.pattern import Pattern
 from hvdext.gradients.tensors import is_overwritten, map_gradient
+from hvdext.keras_tools.numbering import renumbered
 from hvdext.keras_tools.selection import described, identity_of, path_of, selected
 
 
@@ -33,13 +34,15 @@ class GradientExchange:
     With one rank everything comes back as it is.
 
     Args:
-        name: part of the collectives' names; the same on all ranks, different for exchanges that may
-            run at the same time.
+        name: part of the collectives' names; different for exchanges that may run at the same time.
         options: what is exchanged, how and with whom.
+        is_numbered: whether the name may hold a number that Keras has given, by counting what a process has
+            made: then all ranks take that of the first one.
     """
 
-    def __init__(self, name: str, options: ExchangeOptions):
+    def __init__(self, name: str, options: ExchangeOptions, *, is_numbered: bool = False):
         self.name = cleaned(name)
+        self._is_numbered = is_numbered
         self.options = options
         self._local: list = []
 
@@ -67,18 +70,25 @@ class GradientExchange:
     def agree(self, subject: str, gradients, variables, settings: dict[str, object]) -> None:
         """Compares variables, kinds of gradients and settings over the ranks; see `agreement.check`.
 
+        Names count without the numbers that Keras gives. From now on the ranks have one name for it.
+
         Args:
             subject: whose they are.
             gradients: None on a rank without any, which hears what the others agree on.
             variables: the variables they belong to.
             settings: what else must agree.
         """
+        self._compare(subject, gradients, variables, settings)
+        if self._is_numbered and self.comm().size > 1:
+            self.name = self.comm().broadcast_object(self.name, 0, "hvdext.agreement.name")
+
+    def _compare(self, subject, gradients, variables, settings):
         if gradients is None:
             agreement.check(self.comm(), subject, None)
             return
         options = self.options
         facts: dict[str, object] = {
-            "exchange name": self.name,
+            "exchange name": renumbered([self.name]) if self._is_numbered else self.name,
             "op": options.op.value,
             "compression": options.compression.value,
             "sparse_as_dense": options.sparse_as_dense,
@@ -96,8 +106,8 @@ class GradientExchange:
     def _gradient_facts(self, gradients, variables):
         shared = self.is_shared(variables)
         facts = {
-            f"variable {i}": f"{described(v)}, {kind_of(g)} gradient, {'exchanged' if s else 'local'}"
-            for i, (g, v, s) in enumerate(zip(gradients, variables, shared, strict=True))
+            f"variable {i}": f"{told}, {kind_of(g)} gradient, {'exchanged' if s else 'local'}"
+            for i, (g, told, s) in enumerate(zip(gradients, described(variables), shared, strict=True))
         }
         dense = self._dense_indices(gradients, variables, shared)
         facts["buckets"] = self._buckets(dense, variables)

@@ -16,7 +16,7 @@ from hvdext.common.arguments import suggests_keywords
 from hvdext.gradients.exchange import GradientExchange
 from hvdext.gradients.options import ExchangeOptions, old_groups
 from hvdext.keras_tools.autograph import without_autograph
-from hvdext.keras_tools.selection import Select, path_of
+from hvdext.keras_tools.selection import Select, described
 
 _AGREED = "gradient exchanges that the ranks of the job have compared"  # in the ledger's notes
 
@@ -114,7 +114,7 @@ class DistributedGradientTape:
                 "`sources` must be variables, whose gradients the ranks can match by name; use the recording "
                 f"tape's own `gradient` for others. Received: {strangers}."
             )
-        shapes = [(path_of(s), tuple(s.shape), tf.as_dtype(s.dtype).name) for s in sources]
+        shapes = described(sources)
         # Functions print their address and variables their values, which differ between ranks.
         plain = (str, int, float, enum.Enum, ProcessSet, type(None))
         given = self._options.as_arguments()

@@ -10,15 +10,15 @@ process sets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from hvdext.comm.communicator import Communicator
 from hvdext.gradients.accumulation import kind_of
+from hvdext.gradients.exchange import GradientExchange
 from hvdext.keras_tools.optimizers import learning_rate_of, with_members
 
 
@@ -26,15 +26,13 @@ class RollCall:
     """Counts, step by step, the ranks that contribute, and gives all of them one learning rate.
 
     Args:
-        name: part of the collective's name.
-        comm: returns the ranks that are called.
+        exchange: what combines the gradients, among the ranks that are called.
         optimizer: whose hyperparameters follow those of the first rank that contributes: a callback that
             changes the learning rate with the batches does nothing on a rank that has none left.
     """
 
-    def __init__(self, name: str, comm: Callable[[], Communicator], optimizer: keras.optimizers.Optimizer):
-        self._name = f"hvdext.grad.{name}.rollcall"
-        self._comm = comm
+    def __init__(self, exchange: GradientExchange, optimizer: keras.optimizers.Optimizer):
+        self._exchange = exchange
         self._optimizer = optimizer
 
     def take(self, present: bool) -> tf.Tensor:
@@ -43,11 +41,11 @@ class RollCall:
         Args:
             present: whether this rank does.
         """
-        comm = self._comm()
+        comm = self._exchange.comm()
         settings = _hyperparameters(self._optimizer)
         values = [tf.cast(tf.convert_to_tensor(variable), tf.float64) for variable in settings]
         mine = tf.stack([tf.constant(float(present), tf.float64), *values])
-        everyone = comm.allgather(mine[tf.newaxis], self._name)
+        everyone = comm.allgather(mine[tf.newaxis], f"hvdext.grad.{self._exchange.name}.rollcall")
         everyone = tf.ensure_shape(everyone, [comm.size, 1 + len(settings)])
         count = tf.reduce_sum(everyone[:, 0])
         first = tf.gather(everyone, tf.argmax(everyone[:, 0]))
