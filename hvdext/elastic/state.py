@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from hvdext.collectives.variables import broadcast_variables
+from hvdext.collectives.vocabularies import broadcast_vocabularies
 from hvdext.comm.current import current
 from hvdext.elastic.failure import recoverable
 from hvdext.gradients.apply_hook import hooks_of
@@ -241,7 +242,9 @@ class TensorFlowKerasState(_VariableState):
             hook.drop_micro_batches()
 
     def sync(self) -> None:
-        """As in `State`, model and optimizer included."""
+        """As in `State`, model and optimizer included, and the vocabularies of its layers."""
+        with recoverable():
+            broadcast_vocabularies(current(), self.model, 0)
         super().sync()
         settle(self.model)
 
