@@ -80,7 +80,7 @@ class GradientExchange:
         """
         self._compare(subject, gradients, variables, settings)
         if self._is_numbered and self.comm().size > 1:
-            self.name = self.comm().broadcast_object(self.name, 0, "hvdext.agreement.name")
+            self.name = self.comm().allgather_object(self.name, "hvdext.exchange.name")[0]
 
     def _compare(self, subject, gradients, variables, settings):
         if gradients is None:
