@@ -7,7 +7,9 @@ import inspect
 import keras
 import tensorflow as tf
 
+from hvdext.collectives.arguments import place_of_root
 from hvdext.collectives.variables import broadcast_variables
+from hvdext.collectives.vocabularies import broadcast_vocabularies
 from hvdext.comm import agreement
 from hvdext.comm.current import current
 from hvdext.comm.once import Once
@@ -16,7 +18,14 @@ from hvdext.common.checks import require_whole
 from hvdext.common.log import warn
 from hvdext.gradients.apply_hook import exchanges, hook_of
 from hvdext.keras_tools.derived import derive_anew, settle
-from hvdext.keras_tools.models import has_call, is_built, model_variables, optimizers_of, unbuilt_layers
+from hvdext.keras_tools.models import (
+    flat_layers,
+    has_call,
+    is_built,
+    model_variables,
+    optimizers_of,
+    unbuilt_layers,
+)
 from hvdext.keras_tools.optimizers import build, trained_by, updaters_of
 from hvdext.keras_tools.selection import identity_of
 from hvdext.keras_tools.slots import slots_of
@@ -29,7 +38,8 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
 
     A model that has its variables when training begins gets them then. One that is built by its first
     batch is called on zeros of that batch's shape just before its first training step, and gets them
-    before anything is computed. Random generators keep their own states.
+    before anything is computed. Vocabularies and bins of preprocessing layers in it go along (not those of
+    layers that only map the data). Random generators keep their own states.
 
     When training begins it also compares over the ranks how many epochs and steps per epoch they are about
     to train, since a rank that stops earlier would leave the others waiting (an asynchronous `ParameterSync`
@@ -43,7 +53,8 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
 
     Raises:
         ValueError: if `root_rank` is no rank or `local_variables` holds something else; when training begins,
-            on every rank alike: if epochs or steps differ, the models differ or `root_rank` does not exist.
+            on every rank alike: if epochs or steps differ, the models differ, a layer cannot hold the root's
+            vocabulary or `root_rank` does not exist.
         RuntimeError: when training begins, if `hvd.init()` has not been called.
     """
 
@@ -82,10 +93,15 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
             )
         if not has_call(self.model):
             _require_parts(comm, self.model)
+        broadcast_vocabularies(comm, self.model, place_of_root(comm, self._root_rank))
         if is_built(self.model):
             self._broadcast()
             settle(self.model)
         else:
+            # What has been adapted is built, and compared before the first step.
+            adapted = [layer for layer in flat_layers(self.model) if hasattr(layer, "finalize_state")]
+            broadcast_variables([v for layer in adapted for v in layer.variables], self._root_rank)
+            derive_anew(adapted)
             self._broadcast_before_first_step()
 
     def _plan(self):

@@ -13,6 +13,7 @@ from hvdext.comm.current import current
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.log import warn
 from hvdext.keras_tools.metrics import change_next_results, take_back
+from hvdext.keras_tools.numbering import renumbered
 from hvdext.keras_tools.sample_counter import SampleCounter
 
 _VALIDATION = "the end of validation"
@@ -150,6 +151,7 @@ class MetricAverageCallback(keras.callbacks.Callback):
         while True:
             everyone = gather(comm, point, share.facts())
             points = [found for found, _ in everyone]
+            _refuse_other_numbers(comm, [facts for _, facts in everyone])
             validates = [found == _VALIDATION for found in points]
             if not any(validates):
                 check_points(comm, points)
@@ -163,3 +165,15 @@ class MetricAverageCallback(keras.callbacks.Callback):
             if point == _VALIDATION:
                 return combine(comm, known, share)
             self._validation = combine(comm, known, silent)
+
+
+def _refuse_other_numbers(comm, everyone):
+    """Ranks that log nothing have no names; others that differ in Keras' numbers only mean the same."""
+    logged = {rank: list(f["values"]) for rank, f in zip(comm.ranks, everyone, strict=True) if f["values"]}
+    without = {tuple(renumbered(sorted(names))) for names in logged.values()}
+    if len(without) == 1 and len({tuple(sorted(names)) for names in logged.values()}) > 1:
+        shown = "; ".join(f"rank {rank}: {sorted(names)}" for rank, names in logged.items())
+        raise ValueError(
+            "Metrics must have the same names on every rank. Keras has numbered them, since some ranks have "
+            f"made more of them: give each a name, such as keras.metrics.AUC(name='auc'). Received: {shown}."
+        )

@@ -6,8 +6,8 @@ import keras
 
 from hvdext.comm import agreement
 from hvdext.comm.current import current
-from hvdext.gradients.apply_hook import ApplyHook, hook_of
-from hvdext.keras_tools.models import flat_layers, is_built, retrace
+from hvdext.gradients.apply_hook import ApplyHook, hook_of, hooks_of
+from hvdext.keras_tools.models import flat_layers, is_built, optimizers_of, retrace
 from hvdext.keras_tools.optimizers import build
 
 
@@ -28,8 +28,9 @@ class UnevenBatches(keras.callbacks.Callback):
 
     Raises:
         ValueError: when training begins, on every rank alike: if the model is not built, its optimizer is
-            not from `hvd.DistributedOptimizer` or accumulates by Keras' `gradient_accumulation_steps`, or a
-            layer exchanges numbers within the forward pass (`hvd.SyncBatchNormalization`).
+            not from `hvd.DistributedOptimizer`, is not its only one of that kind or accumulates by Keras'
+            `gradient_accumulation_steps`, or a layer exchanges numbers within the forward pass
+            (`hvd.SyncBatchNormalization`).
     """
 
     def __init__(self) -> None:
@@ -94,8 +95,15 @@ def _problem(model, steps):
     hook = hook_of(model.optimizer)
     if hook is None:
         return (
-            "`UnevenBatches` needs a model compiled with hvd.DistributedOptimizer. "
-            f"Received: the optimizer {model.optimizer.name!r}."
+            "`UnevenBatches` needs a model compiled with hvd.DistributedOptimizer; one among its attributes "
+            f"is not enough. Received: the optimizer {model.optimizer.name!r}."
+        )
+    others = [one.name for one in optimizers_of(model) if one is not model.optimizer and hooks_of(one)]
+    if others:
+        return (
+            "`UnevenBatches` needs a model with one optimizer that exchanges gradients, since a rank without "
+            "a batch cannot tell which of them is next: give all ranks equally many batches "
+            f"(hvd.data.shard). Received: {model.optimizer.name!r}, and {others} among the model's attributes."
         )
     if hook.has_keras_accumulation:
         return (

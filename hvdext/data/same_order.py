@@ -21,7 +21,7 @@ from hvdext.keras_tools.dataset_order import order_of
 _ROWS = 32  # looked at, of each array
 _NUMBERS = 16  # of each row
 _SHOWN = 4
-_CURE = (
+ORDER = (
     "`x` must hold the same samples in the same order on every rank, of which each takes its share; else "
     "some samples are taken twice and others never. Leave the shuffling to hvd.data.shard(..., seed=0), or "
     "use one seed on all ranks: dataset.shuffle(n, seed=0), np.random.default_rng(0). Sort lists of files, "
@@ -37,7 +37,7 @@ def undecided_order(problems: Sequence[str]) -> ValueError:
     Args:
         problems: what decides it, as sentences.
     """
-    return ValueError(f"{_CURE}. Received: a tf.data.Dataset with {'; '.join(problems)}.")
+    return ValueError(f"{ORDER}. Received: a tf.data.Dataset with {'; '.join(problems)}.")
 
 
 def description_of(x: Any, y: Any, sample_weight: Any) -> tuple[dict[str, Any], Rows]:
@@ -82,36 +82,37 @@ def require_same_rows(comm: Communicator, mine: Rows) -> None:
         ValueError: on every rank alike, if they hold something else.
     """
     everyone = comm.allgather_object(mine, "hvdext.data.rows")
-    problem = difference(everyone, comm.ranks)
+    problem = difference(everyone, comm.ranks, ORDER)
     if problem is not None:
         raise ValueError(problem)
 
 
-def difference(everyone: Sequence[Rows], ranks: Sequence[int], *, all_parts: bool = False) -> str | None:
+def difference(everyone: Sequence[Rows], ranks: Sequence[int], rule: str | None = None) -> str | None:
     """What to say if the ranks' rows differ by more than rounding; None if they do not.
 
     Args:
         everyone: each rank's rows, in the order of `ranks`.
         ranks: the global ranks.
-        all_parts: whether that takes every part (x, y, ...) that is not the same in all rows: one may be
-            augmented by random numbers.
+        rule: what they break if any of them differs. None: they were drawn, and all parts (x, y, ...) differ
+            that are not the same in all rows, since one may be augmented by random numbers.
     """
-    first = everyone[0]
-    if all_parts and not all(everyone):  # some have drawn nothing yet
+    first, is_drawn = everyone[0], rule is None
+    rule = rule or ORDER
+    if is_drawn and not all(everyone):  # some have drawn nothing yet
         return None
     if any([name for name, _ in rows] != [name for name, _ in first] for rows in everyone):
         names = "; ".join(
             f"{named_ranks([r])}: {[name for name, _ in rows]}"
             for r, rows in zip(ranks, everyone, strict=True)
         )
-        return f"{_CURE}. Received: {names}."
+        return f"{ORDER}. Received: {names}."
     apart = []
     for part, (name, own) in enumerate(first):
         parts = [rows[part][1] for rows in everyone]
         if all(_alike(own, other) for other in parts):
-            if all_parts and not all(map(_is_constant, parts)):
+            if is_drawn and not all(map(_is_constant, parts)):
                 return None
-        elif not all_parts or not all(map(_is_constant, parts)):
+        elif not is_drawn or not all(map(_is_constant, parts)):
             apart.append((name, parts))
     if not apart:
         return None
@@ -119,7 +120,7 @@ def difference(everyone: Sequence[Rows], ranks: Sequence[int], *, all_parts: boo
     shown = "; ".join(
         f"{named_ranks([rank])}: {rows[:_SHOWN, 0].tolist()}" for rank, rows in zip(ranks, parts, strict=True)
     )
-    return f"{_CURE}. Received: {name}, of which there are {shown}."
+    return f"{rule}. Received: {name}, of which there are {shown}."
 
 
 def _is_constant(rows):

@@ -11,11 +11,12 @@ import keras
 import tensorflow as tf
 
 from hvdext.collectives.variables import broadcast_variables
+from hvdext.collectives.vocabularies import broadcast_vocabularies
 from hvdext.comm.current import current
 from hvdext.elastic.failure import recoverable
-from hvdext.gradients.apply_hook import hooks_of
+from hvdext.gradients.apply_hook import exchanges, hooks_of
 from hvdext.keras_tools.derived import settle
-from hvdext.keras_tools.models import is_built, model_variables, retrace
+from hvdext.keras_tools.models import is_built, model_variables, optimizers_of, retrace
 from hvdext.keras_tools.optimizers import build
 from hvdext.keras_tools.selection import path_of
 
@@ -200,7 +201,8 @@ class TensorFlowKerasState(_VariableState):
 
     Args:
         model: a built Keras model.
-        optimizer: its optimizer; None: the one it is compiled with.
+        optimizer: its optimizer; None: the one it is compiled with. Others that are its attributes are part
+            of the state either way, once they are built.
         backend: accepted for Horovod's sake.
         **kwargs: plain values such as `epoch=0, batch=0`, which become attributes of the state; see `State`.
 
@@ -222,37 +224,45 @@ class TensorFlowKerasState(_VariableState):
                 "`model` must be built: give it a keras.Input, or call `model.build(input_shape)`. "
                 f"Received: model={model.name!r}, which has no variables yet."
             )
+        others = optimizers_of(model)
         if optimizer is None:
-            optimizer = getattr(model, "optimizer", None)
+            optimizer = getattr(model, "optimizer", None) or next(iter(others), None)
         if optimizer is None:
             raise ValueError(
                 "`optimizer` must be given for a model that is not compiled. Received: optimizer=None."
             )
         self.model = model
         self.optimizer = optimizer
-        build(optimizer, model.trainable_variables)
+        self._others = [other for other in others if other is not optimizer]
+        if not any(map(exchanges, self._others)):  # else each trains a part of the model
+            build(optimizer, model.trainable_variables)
         super().__init__(**kwargs)
 
     def restore(self) -> None:
         """As in `State`, model and optimizer included; micro-batches added up since are dropped."""
         super().restore()
         settle(self.model)
-        for hook in hooks_of(self.optimizer):
+        for hook in self._hooks():
             hook.drop_micro_batches()
 
     def sync(self) -> None:
-        """As in `State`, model and optimizer included."""
+        """As in `State`, model and optimizer included, and the vocabularies of its layers."""
+        with recoverable():
+            broadcast_vocabularies(current(), self.model, 0)
         super().sync()
         settle(self.model)
 
     def reset(self) -> None:
         """Makes the model's compiled steps anew, which hold the old number of ranks."""
-        for hook in hooks_of(self.optimizer):
+        for hook in self._hooks():
             hook.restart()
         retrace(self.model)
 
     def _shared(self):
-        return model_variables(self.model, self.optimizer)
+        return model_variables(self.model, [self.optimizer, *self._others])
+
+    def _hooks(self):
+        return [hook for optimizer in (self.optimizer, *self._others) for hook in hooks_of(optimizer)]
 
     def _private(self):
         return [v for v in self.model.variables if path_of(v).endswith("seed_generator_state")]

@@ -27,6 +27,7 @@ from hvdext.gradients.tensors import all_finite, as_tensors, is_overwritten, poi
 from hvdext.gradients.uneven import RollCall, common_kinds, empty_gradients, kinds_of
 from hvdext.gradients.weighing import Weighing, weighed
 from hvdext.keras_tools.autograph import without_autograph
+from hvdext.keras_tools.numbering import renumbered
 from hvdext.keras_tools.optimizers import (
     before_clipping,
     build,
@@ -84,7 +85,7 @@ class ApplyHook:
         self._local: list[str] = []  # paths of what stays local on any rank
         self._roll_call: RollCall | None = None
         self._follow_traced: tuple | None = None  # (outer, ids of variables, function)
-        self._guard = Guard(exchange.name)
+        self._guard = Guard(exchange)
         self.is_combined = False  # True while Keras' own apply works on combined gradients
         put_before(LossScaleOptimizer, "exchange", _before_loss_scale)
         if optimizer.gradient_accumulation_steps:
@@ -228,7 +229,7 @@ class ApplyHook:
         self._roll_call = None
         self._follow_traced = None
         if expected:
-            self._roll_call = RollCall(self.exchange.name, self.exchange.comm, self.optimizer)
+            self._roll_call = RollCall(self.exchange, self.optimizer)
 
     def restart(self) -> None:
         """Forgets what held among the ranks so far, since others take part from now on.
@@ -364,7 +365,7 @@ class ApplyHook:
             }
             if self.has_keras_accumulation:  # Keras exchanges by this count
                 settings["iterations"] = int(iterations_of(self.optimizer))
-            subject = f"DistributedOptimizer {self.optimizer.name!r}"
+            subject = f"DistributedOptimizer {renumbered([self.optimizer.name])[0]!r}"
             self.exchange.agree(subject, gradients, variables, settings)
             shared = self.exchange.is_shared(variables)
             self._kinds = None if gradients is None else kinds_of(shared_of(gradients, shared))

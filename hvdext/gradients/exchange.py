@@ -21,6 +21,7 @@ from hvdext.gradients.options import ExchangeOptions
 from hvdext.gradients.pattern import Pattern
 from hvdext.gradients.sums import added_up
 from hvdext.gradients.tensors import is_overwritten, map_gradient
+from hvdext.keras_tools.numbering import renumbered
 from hvdext.keras_tools.selection import described, identity_of, path_of, selected
 
 
@@ -34,13 +35,15 @@ class GradientExchange:
     With one rank everything comes back as it is.
 
     Args:
-        name: part of the collectives' names; the same on all ranks, different for exchanges that may
-            run at the same time.
+        name: part of the collectives' names; different for exchanges that may run at the same time.
         options: what is exchanged, how and with whom.
+        is_numbered: whether the name may hold a number that Keras has given, by counting what a process has
+            made: then all ranks take that of the first one.
     """
 
-    def __init__(self, name: str, options: ExchangeOptions):
+    def __init__(self, name: str, options: ExchangeOptions, *, is_numbered: bool = False):
         self.name = cleaned(name)
+        self._is_numbered = is_numbered
         self.options = options
         self._local: list = []
 
@@ -68,18 +71,25 @@ class GradientExchange:
     def agree(self, subject: str, gradients, variables, settings: dict[str, object]) -> None:
         """Compares variables, kinds of gradients and settings over the ranks; see `agreement.check`.
 
+        Names count without the numbers that Keras gives. From now on the ranks have one name for it.
+
         Args:
             subject: whose they are.
             gradients: None on a rank without any, which hears what the others agree on.
             variables: the variables they belong to.
             settings: what else must agree.
         """
+        self._compare(subject, gradients, variables, settings)
+        if self._is_numbered and self.comm().size > 1:
+            self.name = self.comm().allgather_object(self.name, "hvdext.exchange.name")[0]
+
+    def _compare(self, subject, gradients, variables, settings):
         if gradients is None:
             agreement.check(self.comm(), subject, None)
             return
         options = self.options
         facts: dict[str, object] = {
-            "exchange name": self.name,
+            "exchange name": renumbered([self.name]) if self._is_numbered else self.name,
             "op": options.op.value,
             "compression": options.compression.value,
             "sparse_as_dense": options.sparse_as_dense,
@@ -97,10 +107,11 @@ class GradientExchange:
         """What is exchanged, counted without what stays local: each rank may keep others for itself."""
         shared = self.is_shared(variables)
         pairs = [(v, g) for v, g, s in zip(variables, gradients, shared, strict=True) if s]
+        told = described([v for v, _ in pairs])
         lists = self._buckets(self._dense_indices(gradients, variables, shared), variables)
         return {
             "number of variables that are exchanged (the others are local)": len(pairs),
-            **{f"variable {i}": f"{described(v)}, {kind_of(g)} gradient" for i, (v, g) in enumerate(pairs)},
+            **{f"variable {i}": f"{told[i]}, {kind_of(g)} gradient" for i, (_, g) in enumerate(pairs)},
             "buckets": _renumbered(lists, shared),
         }
 

@@ -10,19 +10,24 @@ from typing import Any
 
 import keras
 
+from hvdext.collectives.vocabularies import vocabulary_facts
 from hvdext.comm import agreement
-from hvdext.comm.communicator import Communicator
 from hvdext.comm.guards import guards_of
 from hvdext.comm.watchdog import FIT_MEETING
 from hvdext.data.drawn import rows_drawn
-from hvdext.data.same_order import difference
+from hvdext.data.same_order import difference, rows_of
 from hvdext.gradients.apply_hook import ApplyHook
+from hvdext.keras_tools.derived import derived_of
 from hvdext.keras_tools.facts import frozen_layers, loss_facts
 from hvdext.keras_tools.optimizers import learning_rate_of, updaters_of
 
 _AS_ONE = (
     "callbacks that decide on a rank's own metrics, such as EarlyStopping, TerminateOnNaN and "
     "ReduceLROnPlateau, belong into hvd.callbacks.AsOneProcess([...]), on every rank"
+)
+_DERIVED = (
+    "Preprocessing layers must have learnt the same on every rank: adapt them on all data, or put "
+    "hvd.callbacks.BroadcastGlobalVariablesCallback(0) first"
 )
 
 
@@ -50,10 +55,11 @@ class FitMeeting:
         Raises:
             ValueError: on every rank alike, as all methods, if the ranks differ.
         """
-        facts: dict[str, Any] = {"epochs": epochs}
-        if not self._is_uneven:
-            facts["steps per epoch (hvd.callbacks.UnevenBatches lets them differ)"] = steps
-        self._meet("the beginning", facts, drawn=False)
+
+        def told():
+            return self._plan(epochs, steps), rows_of(derived_of(self._model))
+
+        self._meet("the beginning", told, _DERIVED)
 
     def at_epoch(self, epoch: int) -> None:
         """Before an epoch.
@@ -61,28 +67,31 @@ class FitMeeting:
         Args:
             epoch: counted from 0.
         """
-        self._meet(f"before epoch {epoch + 1}", {})
+        self._meet(f"before epoch {epoch + 1}", lambda: ({}, rows_drawn(self._x)))
 
     def ends(self) -> None:
         """After the last epoch."""
         stopped = " (stop_training was set)" if self._model.stop_training else ""
-        self._meet("the end" + stopped, {})
+        self._meet("the end" + stopped, lambda: ({}, rows_drawn(self._x)))
 
     @property
     def _is_uneven(self):
         return any(hook.expects_uneven_batches for hook in self._hooks)
 
-    def _meet(self, point, facts, drawn=True):
-        groups: dict[tuple[int, ...], Communicator] = {}
-        for hook in self._hooks:
-            comm = hook.exchange.comm()
-            if comm.size > 1 and guards_of(comm).check_every:
-                groups[comm.ranks] = comm
-        if groups:
-            facts = {**facts, **self._facts()}
-            rows = rows_drawn(self._x) if drawn else []
-        for comm in groups.values():
-            _compare(comm, point, facts, rows)
+    def _plan(self, epochs, steps):
+        plan = {"epochs": epochs} | vocabulary_facts(self._model)
+        if not self._is_uneven:
+            plan["steps per epoch (hvd.callbacks.UnevenBatches lets them differ)"] = steps
+        return plan
+
+    def _meet(self, point, told, rule=None):
+        comms = {hook.exchange.comm().ranks: hook.exchange.comm() for hook in self._hooks}
+        comms = {r: comm for r, comm in comms.items() if comm.size > 1 and guards_of(comm).check_every}
+        if not comms:
+            return
+        facts, rows = told()
+        for comm in comms.values():
+            _compare(comm, point, facts | self._facts(), rows, rule)
 
     def _facts(self):
         facts = loss_facts(self._model) | {
@@ -96,7 +105,7 @@ class FitMeeting:
         return facts | {f"learning_rate ({_AS_ONE})": values}
 
 
-def _compare(comm, point, facts, rows):
+def _compare(comm, point, facts, rows, rule):
     mine = {key: repr(value) for key, value in facts.items()}
     everyone = comm.allgather_object((point, mine, rows), FIT_MEETING)
     points = [{f"point ({_AS_ONE})": point.partition(" (")[0]} for point, _, _ in everyone]
@@ -106,6 +115,6 @@ def _compare(comm, point, facts, rows):
     views = [facts for _, facts, _ in everyone]
     if any(view != views[0] for view in views):
         raise ValueError(agreement.disagreement(f"model.fit, {point}", views, comm.ranks))
-    problem = difference([rows for _, _, rows in everyone], comm.ranks, all_parts=True)
+    problem = difference([rows for _, _, rows in everyone], comm.ranks, rule)
     if problem is not None:
         raise ValueError(problem)

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.guards import guards_of
+from hvdext.gradients.exchange import GradientExchange
 
 _BITS = {1: tf.int8, 2: tf.int16}
 # Without quotes, which TensorFlow would escape.
@@ -31,11 +32,11 @@ class Guard:
     """Counts the updates of one optimizer and compares the ranks at the first of a training and now and then.
 
     Args:
-        name: part of the collectives' names.
+        exchange: what combines the gradients of these updates.
     """
 
-    def __init__(self, name: str):
-        self._name = f"hvdext.guard.{name}"
+    def __init__(self, exchange: GradientExchange):
+        self._exchange = exchange
         with tf.init_scope(), tf.device("/CPU:0"):
             self._updates = tf.Variable(0, dtype=tf.int64, trainable=False, name="updates")
 
@@ -63,7 +64,7 @@ class Guard:
     def _compare(self, comm, held, on_divergence):
         names, variables = zip(*held, strict=True)
         mine = tf.stack([_sum_of_bits(variable) for variable in variables])
-        everyone = comm.allgather(mine[tf.newaxis], f"{self._name}.bits")
+        everyone = comm.allgather(mine[tf.newaxis], f"hvdext.guard.{self._exchange.name}.bits")
         everyone = tf.ensure_shape(everyone, [comm.size, len(variables)])
         differs = tf.reduce_any(everyone != everyone[0], 0)
         first = tf.argmax(tf.cast(differs, tf.int32))
@@ -82,7 +83,8 @@ class Guard:
     def _take_over(self, comm, variables, told):
         if comm.rank == 0:
             tf.print("hvdext: all ranks go on with the values of the first:", *told, output_stream=sys.stderr)
-        values = comm.broadcast(list(map(tf.convert_to_tensor, variables)), 0, f"{self._name}.values")
+        mine = list(map(tf.convert_to_tensor, variables))
+        values = comm.broadcast(mine, 0, f"hvdext.guard.{self._exchange.name}.values")
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
         return tf.constant(True)

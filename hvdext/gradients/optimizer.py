@@ -113,7 +113,7 @@ def DistributedOptimizer(
     target = innermost(optimizer)
     _check_accumulates_once(target, passes)
     check_members(target)
-    exchange = GradientExchange(name or target.name, options)
+    exchange = GradientExchange(name or target.name, options, is_numbered=name is None)
     accumulator = Accumulator(passes, average_aggregated_gradients) if passes > 1 else None
     hook = ApplyHook(target, exchange, accumulator, Weighing(exchange, weight_by))
     hook.expect_uneven_batches(uneven_batches)

@@ -18,6 +18,7 @@ from hvdext.gradients.options import ExchangeOptions, old_groups
 from hvdext.gradients.sums import marked
 from hvdext.keras_tools.autograph import without_autograph
 from hvdext.keras_tools.lookups import note_sparse_lookups
+from hvdext.keras_tools.numbering import renumbered
 from hvdext.keras_tools.selection import Select, path_of
 
 _AGREED = "gradient exchanges that the ranks of the job have compared"  # in the ledger's notes
@@ -168,18 +169,22 @@ class DistributedGradientTape:
             shared = exchange.is_shared(sources)
         except ValueError:  # which `agree` meets as well, and tells the other ranks
             shared = [True] * len(sources)
-        named = [_named(source) for source, s in zip(sources, shared, strict=True) if s]
+        named = _named([source for source, s in zip(sources, shared, strict=True) if s])
         digest = hashlib.sha256(repr((named, options)).encode()).hexdigest()[:8]
         exchange.name = f"tape-{digest}"
         return exchange
 
 
-def _named(source):
-    """What ranks know a source by. A tensor's shape may change with the batch, for one of them first."""
-    dtype = tf.as_dtype(source.dtype).name
-    if isinstance(source, tf.Tensor):
-        return path_of(source), source.shape.rank, dtype
-    return path_of(source), tuple(source.shape), dtype
+def _named(sources):
+    """What ranks know sources by. A tensor's shape may change with the batch, for one of them first."""
+    return [
+        (
+            path,
+            source.shape.rank if isinstance(source, tf.Tensor) else tuple(source.shape),
+            tf.as_dtype(source.dtype).name,
+        )
+        for path, source in zip(renumbered(list(map(path_of, sources))), sources, strict=True)
+    ]
 
 
 def _flat(gradients, sources):

@@ -10,7 +10,7 @@ process sets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ import tensorflow as tf
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.gradients.accumulation import kind_of
+from hvdext.gradients.exchange import GradientExchange
 from hvdext.keras_tools.optimizers import learning_rate_of, with_members
 from hvdext.keras_tools.selection import described
 
@@ -28,15 +29,13 @@ class RollCall:
     """Counts, step by step, the ranks that contribute, and gives all of them one learning rate.
 
     Args:
-        name: part of the collective's name.
-        comm: returns the ranks that are called.
+        exchange: what combines the gradients, among the ranks that are called.
         optimizer: whose hyperparameters follow those of the first rank that contributes: a callback that
             changes the learning rate with the batches does nothing on a rank that has none left.
     """
 
-    def __init__(self, name: str, comm: Callable[[], Communicator], optimizer: keras.optimizers.Optimizer):
-        self._name = f"hvdext.grad.{name}.rollcall"
-        self._comm = comm
+    def __init__(self, exchange: GradientExchange, optimizer: keras.optimizers.Optimizer):
+        self._exchange = exchange
         self._optimizer = optimizer
 
     def take(self, present: bool, weight: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
@@ -46,12 +45,12 @@ class RollCall:
             present: whether this rank does.
             weight: what it counts for, a float64 scalar; None: for nothing.
         """
-        comm = self._comm()
+        comm = self._exchange.comm()
         settings = _hyperparameters(self._optimizer)
         values = [tf.cast(tf.convert_to_tensor(variable), tf.float64) for variable in settings]
         weight = tf.zeros([], tf.float64) if weight is None else weight
         mine = tf.stack([tf.constant(float(present), tf.float64), weight, *values])
-        everyone = comm.allgather(mine[tf.newaxis], self._name)
+        everyone = comm.allgather(mine[tf.newaxis], f"hvdext.grad.{self._exchange.name}.rollcall")
         everyone = tf.ensure_shape(everyone, [comm.size, 2 + len(settings)])
         count = tf.reduce_sum(everyone[:, 0])
         first = tf.gather(everyone, tf.argmax(everyone[:, 0]))
@@ -114,7 +113,7 @@ def common_kinds(
     Raises:
         ValueError: on every rank alike, if the variables differ.
     """
-    mine = {f"variable {i}": described(v) for i, v in enumerate(variables)}
+    mine = {f"variable {i}": told for i, told in enumerate(described(variables))}
     everyone = comm.allgather_object((kinds, mine), "hvdext.agreement.kinds")
     if any(theirs != mine for _, theirs in everyone):
         raise ValueError(agreement.disagreement(subject, [facts for _, facts in everyone], comm.ranks))

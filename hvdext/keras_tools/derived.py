@@ -38,6 +38,17 @@ def settle(model: keras.Model) -> None:
         retrace(model)
 
 
+def derived_of(model: keras.Model) -> list[tuple[str, np.ndarray]]:
+    """What layers have derived, by layer: means and variances of `Normalization`, and others of that kind."""
+    layers = [layer for layer in flat_layers(model) if hasattr(layer, "finalize_state")]
+    return [
+        (f"{type(layer).__name__} {i}'s {name}", value)
+        for i, layer in enumerate(layers)
+        for name, value in sorted(_tensors(layer).items())
+        if isinstance(value, np.ndarray) and value.dtype != object
+    ]
+
+
 def _tensors(layer) -> dict[str, Any]:
     """The eager tensors among a layer's attributes; one of a graph has no value."""
     found = {name: value for name, value in vars(layer).items() if isinstance(value, tf.Tensor)}

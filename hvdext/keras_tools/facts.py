@@ -37,11 +37,8 @@ def _plain(value, depth=0):
     if isinstance(value, (list, tuple)):
         return [_plain(part, depth) for part in value]
     if isinstance(value, (keras.Variable, tf.Variable)):
-        return (
-            float(value.numpy())
-            if len(value.shape) == 0 and tf.as_dtype(value.dtype).is_floating
-            else "a variable"
-        )
+        is_number = len(value.shape) == 0 and tf.as_dtype(value.dtype).is_floating
+        return float(value.numpy()) if is_number else "a variable"
     if isinstance(value, (keras.Layer, keras.optimizers.Optimizer)) or depth > 2:
         return type(value).__name__
     kept = {key: part for key, part in _kept(value).items() if key not in ("name", "_name")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -28,11 +29,16 @@ def added_losses(model: keras.Model) -> list[Any]:
 
 
 def optimizers_of(model: keras.Model) -> list[keras.optimizers.Optimizer]:
-    """The optimizer that a model is compiled with, and those in its attributes, also in lists and dicts."""
-    found = {
-        id(optimizer): optimizer for value in vars(model).values() for optimizer in _optimizers_in(value)
-    }
-    return list(found.values())
+    """The optimizer that a model is compiled with, and those in its attributes, also in lists and dicts.
+
+    Those of models in it count as well, such as a generator that is compiled and trained on its own.
+    """
+    parts = [
+        model,
+        *(part for part in flat_layers(model, include_self=False) if isinstance(part, keras.Model)),
+    ]
+    found = [one for part in parts for value in vars(part).values() for one in _optimizers_in(value)]
+    return list({id(optimizer): optimizer for optimizer in found}.values())
 
 
 def _optimizers_in(value):
@@ -43,16 +49,16 @@ def _optimizers_in(value):
             yield from _optimizers_in(part)
 
 
-def model_variables(model, optimizer=None) -> list:
+def model_variables(model, optimizers: Sequence | None = None) -> list:
     """What must be alike on all ranks before training: weights, statistics and optimizer state.
 
     The states of random generators stay out: ranks must draw different dropout masks.
 
     Args:
         model: the model.
-        optimizer: what it trains with; None: its own, see `optimizers_of`.
+        optimizers: what it trains with; None: its own, see `optimizers_of`.
     """
-    optimizers = optimizers_of(model) if optimizer is None else [optimizer]
+    optimizers = optimizers_of(model) if optimizers is None else optimizers
     variables = [*model.variables, *(v for one in optimizers for v in one.variables)]
     unique = {id(variable): variable for variable in variables}
     return [v for v in unique.values() if not path_of(v).endswith("seed_generator_state")]

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 import tensorflow as tf
 
+from hvdext.keras_tools.numbering import renumbered
 from hvdext.keras_tools.slice_marks import mark_of
 
 Select = str | Sequence[str] | Callable[[object], bool] | None
@@ -24,9 +25,10 @@ def identity_of(variable) -> int:
     return id(variable.value if hasattr(variable, "path") else variable)
 
 
-def described(variable) -> str:
-    """A variable's path, shape and dtype, for a comparison of the ranks."""
-    return f"{path_of(variable)} {content_of(variable)}"
+def described(variables: Sequence) -> list[str]:
+    """The variables' paths, numbered from 0, with shapes and dtypes, for a comparison of the ranks."""
+    paths = renumbered([path_of(variable) for variable in variables])
+    return [f"{path} {content_of(variable)}" for path, variable in zip(paths, variables, strict=True)]
 
 
 def content_of(variable) -> str:

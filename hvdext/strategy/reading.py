@@ -15,7 +15,7 @@ from hvdext.config.position import Position, shown
 from hvdext.config.reading import Reader, listed
 from hvdext.sync import presets
 from hvdext.sync.parameter_sync import ParameterSync
-from hvdext.sync.rule import Mean, Outer, Pull
+from hvdext.sync.rule import Corrected, Mean, Outer, Pull
 from hvdext.sync.what import All, Matching, Rotating, What
 from hvdext.sync.when import Adaptive, Always, AtEnd, Every, EveryEpoch, When
 from hvdext.sync.whom import Everyone, Exponential, Group, Hierarchical, Pairs, Ring, Whom
@@ -60,7 +60,7 @@ def _is_schedule(kind):
 WHAT = _answers(All, Matching, Rotating, all_but)
 WHEN = _answers(Every, EveryEpoch, AtEnd, Always, Adaptive)
 WHOM = _answers(Everyone, Group, Pairs, Ring, Exponential, Hierarchical)
-RULE = _answers(Mean, Pull, Outer)
+RULE = _answers(Mean, Pull, Outer, Corrected)
 PRESETS = {
     function.__name__: Target(function.__name__, function, tag="preset")
     for function in (

@@ -15,7 +15,7 @@ from hvdext.sync.presets import (
     SlowMo,
     StreamingDiLoCo,
 )
-from hvdext.sync.rule import Mean, Outer, Pull
+from hvdext.sync.rule import Corrected, Mean, Outer, Pull
 from hvdext.sync.what import All, Matching, Rotating
 from hvdext.sync.when import Adaptive, Always, AtEnd, Every, EveryEpoch
 from hvdext.sync.whom import Everyone, Exponential, Group, Hierarchical, Pairs, Ring
@@ -29,6 +29,7 @@ __all__ = [
     "Always",
     "AsyncGossip",
     "AtEnd",
+    "Corrected",
     "DiLoCo",
     "Every",
     "EveryEpoch",

@@ -16,6 +16,7 @@ from hvdext.common.log import warn
 from hvdext.common.wording import describe
 from hvdext.gradients.apply_hook import hook_of
 from hvdext.keras_tools.models import is_built
+from hvdext.keras_tools.numbering import renumbered
 from hvdext.keras_tools.optimizers import build, innermost
 from hvdext.keras_tools.sample_counter import SampleCounter
 from hvdext.sync.attachment import Attachment, Purpose, attach, attached, detach
@@ -384,8 +385,9 @@ class ParameterSync(keras.callbacks.Callback):
     def _facts(self, fragments, goes_on):
         facts = self.settings.facts() | {"name": self._name, "measures": self._measures}
         facts["goes on from an earlier training"] = goes_on
+        labels = iter(renumbered([piece.label for pieces in fragments for piece in pieces]))
         for i, pieces in enumerate(fragments):
-            facts[f"fragment {i}"] = [(piece.label, piece.shape) for piece in pieces]
+            facts[f"fragment {i}"] = [(next(labels), piece.shape) for piece in pieces]
         if not self.is_asynchronous:
             facts["steps per epoch"] = (self.params or {}).get("steps")
             facts["epochs"] = (self.params or {}).get("epochs")

@@ -10,7 +10,7 @@ import keras
 from hvdext.common.arguments import suggests_keywords
 from hvdext.common.checks import require_number, require_whole
 from hvdext.sync.parameter_sync import ParameterSync
-from hvdext.sync.rule import Mean, Outer, Pull
+from hvdext.sync.rule import Corrected, Mean, Outer, Pull
 from hvdext.sync.what import Matching, Rotating, What
 from hvdext.sync.when import Always, Every
 from hvdext.sync.whom import Pairs, Whom
@@ -135,34 +135,40 @@ def PartialSync(
 @suggests_keywords
 def SMA(
     every: int = 1,
-    alpha: float = 0.1,
+    alpha: float | None = None,
+    momentum: float = 0.9,
     *,
     what: What | None = None,
     wire: str | Wire = "float32",
     whom: Whom | None = None,
     on_nonfinite: str = "raise",
 ) -> ParameterSync:
-    """Synchronous model averaging: each rank stays near the mean without giving up its own way.
+    """Synchronous model averaging: each rank is corrected towards a central model, which has momentum.
 
-        1. each rank: `every` steps
-        2. x <- x + alpha (mean of the ranks' x - x)
+        every `every` steps, with gradient and correction taken at the same x:
+        1. k = alpha (x - c)
+        2. x <- x - (step of the rank's optimizer) - k
+        3. c <- c + sum of the ranks' k + momentum (c - the c before)
 
-    All x Every x Everyone x Pull. Koliousis et al. 2019, arXiv:1901.02244.
+    All x Every(delay=1) x Everyone x Corrected. Koliousis et al. 2019, "Crossbow", PVLDB 12(11), algorithm 1,
+    arXiv:1901.02244, with plain SGD on each rank; there the result is c. To end with one model, add
+    `hvd.callbacks.ConsensusAveraging()`.
 
     Args:
         every: steps between two exchanges, at least 1.
-        alpha: in (0, 1].
+        alpha: in (0, 1]; None: 1 / number of ranks.
+        momentum: of the central model, in [0, 1).
         what: as in `ParameterSync`.
         wire: as in `ParameterSync`.
-        whom: as in `ParameterSync`.
+        whom: as in `ParameterSync`; ranks that meet must always be the same.
         on_nonfinite: as in `ParameterSync`.
     """
     return ParameterSync(
-        _every(every),
+        _every(every, delay=1),
         what=what,
         wire=wire,
         whom=whom,
-        rule=Pull(alpha),
+        rule=Corrected(alpha, momentum),
         on_nonfinite=on_nonfinite,
     )
 

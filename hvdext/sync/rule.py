@@ -1,4 +1,4 @@
-"""What becomes of the ranks' mean: three rules, as arithmetic on flat vectors.
+"""What becomes of the ranks' mean: four rules, as arithmetic on flat vectors.
 
 The symbols in all formulas, of which the left arrow `<-` makes the next values:
 
@@ -40,6 +40,10 @@ class Rule:
     def keeps_centre(self) -> bool:
         """Whether the rule needs values of its own besides the ranks': the same on all of them."""
         return False
+
+    def among(self, ranks: int) -> Rule:
+        """The rule for so many ranks, which some need to know."""
+        return self
 
     def centred(self, c: tf.Tensor, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """With a centre: what the ranks move towards, and the next centre.
@@ -108,9 +112,8 @@ class Pull(Rule):
         x <- x + alpha (m - s)                                       without centre_rate
         x <- x + alpha (c - s),   c <- c + centre_rate (m - c)       with it
 
-    Synchronous model averaging, SMA: Koliousis et al. 2019, arXiv:1901.02244. Elastic averaging, EASGD, with
-    the centre c and both moves computed from the same c: Zhang et al. 2015, arXiv:1412.6651, whose beta is
-    `centre_rate`.
+    Elastic averaging, EASGD, with the centre c and both moves computed from the same c: Zhang et al. 2015,
+    arXiv:1412.6651, whose beta is `centre_rate`.
 
     Args:
         alpha: in (0, 1].
@@ -137,6 +140,10 @@ class Pull(Rule):
     def keeps_centre(self) -> bool:
         """As in `Rule`."""
         return self.centre_rate is not None
+
+    def among(self, ranks: int) -> Rule:
+        """The rule for so many ranks, which some need to know."""
+        return self
 
     def centred(self, c: tf.Tensor, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """As in `Rule`; with `centre_rate` as the elastic averaging of Zhang et al., eqs. 5 and 6.
@@ -188,6 +195,10 @@ class Outer(Rule):
                 f"neither scaled nor distributed. Received: optimizer={optimizer!r}."
             )
         self.alpha = float(require_number("alpha", alpha, lambda alpha: 0 <= alpha <= 1, "lie in [0, 1]"))
+        self._copies(optimizer)
+
+    def _copies(self, optimizer):
+        """Notes what copies of `optimizer` are made of."""
         # Keras would look for the class by its name, and not find one of the user's own.
         self._kind = type(optimizer)
         try:
@@ -210,6 +221,15 @@ class Outer(Rule):
     def new_optimizer(self) -> keras.optimizers.Optimizer:
         """A fresh copy of the outer optimizer."""
         return self._kind.from_config(copy.deepcopy(self._config))
+
+    def target(self, before: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
+        """What the ranks move towards.
+
+        Args:
+            before: the centre that they have exchanged their distances from.
+            after: the centre that the outer optimizer has made of it.
+        """
+        return after
 
     def gradient(self, d: tf.Tensor) -> tf.Tensor:
         """What the outer optimizer takes for a gradient.
@@ -239,3 +259,58 @@ class Outer(Rule):
 
     def __hash__(self) -> int:
         return hash(repr(self))
+
+
+class Corrected(Outer):
+    """The ranks are corrected towards a centre, which moves by the sum of all corrections, with momentum.
+
+        k_i <- alpha (s_i - c)                       the correction of rank i
+        x_i <- x_i - k_i
+        c   <- c + sum of k_i + momentum (c - c'),   c' being the centre before c
+
+    Synchronous model averaging: Koliousis et al. 2019, "Crossbow: Scaling Deep Learning with Small Batch
+    Sizes on Multi-GPU Servers", PVLDB 12(11), algorithm 1, arXiv:1901.02244. There gradient and correction
+    are taken at the same weights, which is an exchange with delay=1. The centre's move is that of SGD with
+    momentum.
+
+    Batch-norm statistics and optimizer slots are averaged as by `Mean`.
+
+    Args:
+        alpha: in (0, 1]; None: 1 / number of ranks, so that the corrections add up to the mean distance.
+        momentum: of the centre, in [0, 1).
+
+    Raises:
+        ValueError: if an argument lies outside.
+    """
+
+    @suggests_keywords
+    def __init__(self, alpha: float | None = None, momentum: float = 0.9):
+        if alpha is not None:
+            alpha = float(require_number("alpha", alpha, lambda a: 0 < a <= 1, "lie in (0, 1] or be None"))
+        self._given = alpha
+        self.momentum = float(require_number("momentum", momentum, lambda m: 0 <= m < 1, "lie in [0, 1)"))
+        self._set(1)
+
+    def _set(self, ranks):
+        self.alpha = 1 / ranks if self._given is None else self._given
+        self._copies(keras.optimizers.SGD(self.alpha * ranks, momentum=self.momentum))
+
+    def among(self, ranks: int) -> Corrected:
+        """As in `Rule`: their number decides how far the sum of corrections goes."""
+        rule = Corrected(self._given, self.momentum)
+        rule._set(ranks)
+        return rule
+
+    def target(self, before: tf.Tensor, after: tf.Tensor) -> tf.Tensor:
+        """As in `Outer`: the centre as it was, from which the distances were taken."""
+        return before
+
+    def merged(self, x: tf.Tensor, s: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+        """As in `Rule`: less the correction.
+
+        x <- x - alpha (s - c)
+        """
+        return x - tf.constant(self.alpha, s.dtype) * (s - target)
+
+    def __repr__(self) -> str:
+        return f"Corrected(alpha={self._given}, momentum={self.momentum})"

@@ -84,8 +84,8 @@ class Every(When):
 
     Args:
         steps: between two exchanges of one fragment, at least 1 and at least the number of fragments.
-        delay: steps of training that go on while the exchange runs in the background, 0 to steps - 1; the
-            result is merged after the last of them. 0: training waits for it.
+        delay: steps of training that go on while the exchange runs in the background, 0 to `steps`; the
+            result is merged after the last of them, before another exchange starts. 0: training waits for it.
         warmup_steps: for so many steps from the first on, everything is exchanged at every step, without
             delay (post-local SGD, Lin et al. 2020, arXiv:1808.07217); the first interval begins after them.
 
@@ -101,8 +101,8 @@ class Every(When):
         _settle(self, "steps", require_whole("steps", self.steps, 1))
         _settle(self, "delay", require_whole("delay", self.delay, 0))
         _settle(self, "warmup_steps", require_whole("warmup_steps", self.warmup_steps, 0))
-        if self.delay >= self.steps:
-            raise ValueError(f"`delay` must be below `steps`, {self.steps}. Received: delay={self.delay}.")
+        if self.delay > self.steps:
+            raise ValueError(f"`delay` must be at most `steps`, {self.steps}. Received: delay={self.delay}.")
 
     def check_fragments(self, fragments: int) -> None:
         """As in `When`."""
@@ -221,7 +221,7 @@ class Adaptive(When):
             the mean, just before an exchange; above 0.
         overhead: target of the share of time that training spends waiting for exchanges, between 0 and 1;
             the slowest rank's counts.
-        delay: as in `Every`, below `min`.
+        delay: as in `Every`, but below `min`.
 
     Raises:
         ValueError: if an argument breaks its rule, or not exactly one target is given.

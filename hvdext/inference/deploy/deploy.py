@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from hvdext.collectives.arguments import place_of_root
+from hvdext.collectives.vocabularies import broadcast_vocabularies
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import current
@@ -50,7 +51,8 @@ def deploy(
         path: on the root, a `.keras` file, the folder of a SavedModel, or a `.weights.h5` file; ignored
             elsewhere.
         root_rank: the global rank that has the file.
-        model: for weights: the built model that takes them, on every rank; also from a `.keras` file.
+        model: for weights: the built model that takes them, on every rank; also from a `.keras` file. The
+            vocabularies of its layers become those of the root's model.
         custom_objects: classes and functions that a `.keras` file may name, by name.
         compile: whether the model of a `.keras` file is compiled as it was saved, for `evaluate`. To train
             it, see `hvd.load_model`.
@@ -80,6 +82,8 @@ def deploy(
         error = failure
     raise_on_all(comm, error, f"{source.path} could not be loaded", "hvdext.deploy.loaded")
     assert loaded is not None
+    if model is not None:  # a file of weights holds no vocabularies
+        broadcast_vocabularies(comm, model, root)
     return loaded
 
 

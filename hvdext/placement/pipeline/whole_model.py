@@ -329,7 +329,7 @@ class WholeModel:
 
 
 def _variables_in(operation) -> list[str]:
-    return [described(variable) for variable in getattr(operation, "variables", [])]
+    return described(getattr(operation, "variables", []))
 
 
 def _changed(received: str) -> str:

@@ -112,7 +112,7 @@ class Engine:
         self.states = []
         keeps_centre = settings.keeps_centre or (measures and settings.whom.shares_reference)
         for i, pieces in enumerate(fragments):
-            fragment = Fragment(pieces, settings.rule, keeps_centre)
+            fragment = Fragment(pieces, settings.rule.among(comm.size), keeps_centre)
             path = f"hvdext.sync.{name}.{i}"
             transfer = Transfer(path, fragment, settings.wire, comm, settings.whom, measures)
             self.states.append(FragmentState(fragment, transfer))

@@ -19,7 +19,7 @@ class Fragment:
 
     Args:
         pieces: at least one.
-        rule: `Mean`, `Pull` or `Outer`.
+        rule: one of `sync/rule.py`, for the ranks that take part.
         keeps_centre: whether the values that all ranks have in common are kept, as the rule or the wire
             needs it.
 
@@ -115,7 +115,8 @@ class Fragment:
 
     def _merged_by_outer(self, rule, x, start, displacement):
         """Trainable shares by the outer optimizer, which steps the centre itself; others as by `Mean`."""
-        mean, moved = Mean().centred(self.read_centre(), displacement)
+        before = self.read_centre()
+        mean, moved = Mean().centred(before, displacement)
         stepped = self._stepped()
         for i, (variable, part) in enumerate(zip(self._centre(), self._cut(moved), strict=True)):
             if i not in stepped:
@@ -123,7 +124,7 @@ class Fragment:
         if self.outer is not None:
             gradients = self._cut(rule.gradient(displacement))
             self.outer.apply([gradients[i] for i in stepped], list(stepped.values()))
-        target = self.read_centre()
+        target = rule.target(before, self.read_centre())
         merged = rule.merged(x, start, target)
         if len(stepped) < len(self._shares):
             merged = tf.where(self._trainable_mask(), merged, Mean().merged(x, start, mean))

@@ -75,7 +75,7 @@ def easgd(hvd):
 
 
 def sma(hvd):
-    return _local(hvd, hvd.sync.SMA(every=1, alpha=0.1, wire="bfloat16"))
+    return _local(hvd, hvd.sync.SMA(every=1, alpha=0.1, momentum=0.9, wire="bfloat16"))
 
 
 def diloco(hvd):

@@ -159,7 +159,16 @@ CASES = {
         simulation.MeanRule,
         {"every": 3, "only": ~_LAYER_1},
     ),
-    "SMA": Case(lambda s: s.SMA(3, alpha=0.3), lambda n: simulation.PullRule(n, 0.3), {"every": 3}),
+    "SMA": Case(
+        lambda s: s.SMA(3, alpha=0.3, momentum=0.8),
+        lambda n: simulation.CorrectedRule(n, 0.3, 0.8),
+        {"every": 3, "delay": 1},
+    ),
+    "pull": Case(
+        lambda s: s.ParameterSync(s.Every(3), rule=s.Pull(0.3)),
+        lambda n: simulation.PullRule(n, 0.3),
+        {"every": 3},
+    ),
     "EASGD": Case(
         lambda s: s.EASGD(3, alpha=0.2, beta=0.7),
         lambda n: simulation.ElasticRule(n, 0.2, 0.7),
@@ -181,7 +190,7 @@ CASES = {
         lambda s: s.LocalSGD(3, whom=s.Exponential()), options={"every": 3}, mixing=exponential
     ),
     "pull within pairs": Case(
-        lambda s: s.SMA(3, alpha=0.5, whom=s.Pairs(3)),
+        lambda s: s.ParameterSync(s.Every(3), rule=s.Pull(0.5), whom=s.Pairs(3)),
         options={"every": 3},
         mixing=lambda n, turn: 0.5 * np.eye(n) + 0.5 * pairs(n, turn),
         sizes=(2, 4),

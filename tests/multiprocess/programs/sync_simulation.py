@@ -78,6 +78,22 @@ class ElasticRule(MeanRule):
         return now - self.alpha * (left - centre)
 
 
+class CorrectedRule(MeanRule):
+    """Koliousis et al. 2019, algorithm 1: corrections to a centre that their sum moves, with momentum."""
+
+    def __init__(self, n, alpha, momentum):
+        super().__init__(n)
+        self.alpha, self.momentum = alpha, momentum
+        self.centre, self.before = start(0), start(0)
+
+    def merge(self, now, left, weights, where):
+        centre, before = self.centre[where].copy(), self.before[where]
+        corrections = self.alpha * (left - centre)
+        self.before[where] = centre
+        self.centre[where] = centre + corrections.sum(axis=0) + self.momentum * (centre - before)
+        return now - corrections
+
+
 class OuterRule(MeanRule):
     """Outer SGD with Keras' momentum: v <- m v - lr g; c <- c + v, or with Nesterov c + m v - lr g."""
 

@@ -295,8 +295,8 @@ ERRORS = {
         "sync.when.every.steps: `steps` must be an integer of at least 1",
     ),
     "delay": (
-        LOCAL + "sync: {when: {every: {steps: 32, delay: 32}}}",
-        "strategy.yaml: sync.when.every.delay: `delay` must be below `steps`, 32",
+        LOCAL + "sync: {when: {every: {steps: 32, delay: 33}}}",
+        "strategy.yaml: sync.when.every.delay: `delay` must be at most `steps`, 32",
     ),
     "in a list": (
         LOCAL + "sync: [{when: always}, {when: {every: {steps: 4, delya: 1}}}]",

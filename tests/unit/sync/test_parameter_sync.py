@@ -549,7 +549,7 @@ REFUSED = {
         lambda s: s.LocalSGD(0),
         "`steps` must be an integer of at least 1. Received: steps=0.",
     ),
-    "delay": (lambda s: s.Every(4, delay=4), "`delay` must be below `steps`, 4. Received: delay=4."),
+    "delay": (lambda s: s.Every(4, delay=5), "`delay` must be at most `steps`, 4. Received: delay=5."),
     "alpha of a pull": (lambda s: s.Pull(1.5), "`alpha` must lie in (0, 1]. Received: alpha=1.5."),
     "no pull": (lambda s: s.Pull(0), "`alpha` must lie in (0, 1]. Received: alpha=0."),
     "a pull in words": (lambda s: s.Pull("x"), "`alpha` must lie in (0, 1]. Received: alpha='x'."),
