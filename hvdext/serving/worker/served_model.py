@@ -218,8 +218,8 @@ def _saved_model(path) -> ServedModel:
     served = _endpoint(model, model.endpoint(SIGNATURE))
     default = model.endpoint(SIGNATURE)
     for name in model.other_endpoints():
-        endpoint = model.endpoint(name)
         try:
+            endpoint = model.endpoint(name)
             served.others[name] = served if endpoint.is_like(default) else _endpoint(model, endpoint)
         except ValueError as error:
             _log.warning("%s: the signature %r cannot be served: %s", os.fspath(path), name, error)
