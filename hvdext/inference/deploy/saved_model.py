@@ -12,7 +12,8 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
+
+from hvdext.inference.deploy.signature_facts import signature_facts
 
 SIGNATURE = "serving_default"
 
@@ -70,7 +71,7 @@ class SavedModel(keras.Model):
         path: the folder.
 
     Raises:
-        ValueError: if it has no such signature.
+        ValueError: if it has no such signature, or that takes ragged or sparse tensors.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -83,7 +84,7 @@ class SavedModel(keras.Model):
                 f"`path` must be a SavedModel with the signature {SIGNATURE!r}. "
                 f"Received: one with {sorted(signatures)}. Export it with model.export(path)."
             )
-        self._defaults = _Untracked(_defaults(Path(path)))
+        self._facts = _Untracked(signature_facts(Path(path)))
         default = self.endpoint(SIGNATURE)
         self.function = default.function
         self.graph_digest = _graph_digest(Path(path))
@@ -92,12 +93,23 @@ class SavedModel(keras.Model):
         self.built = True
 
     def endpoint(self, name: str) -> Endpoint:
-        """The signature of that name, which must be there."""
+        """The signature of that name, which must be there.
+
+        Raises:
+            ValueError: if it takes ragged or sparse tensors.
+        """
+        facts = self._facts.value[name]
+        for kind in facts.taken_apart:
+            raise ValueError(
+                f"The signature {name!r} must take dense tensors: of others TensorFlow offers their parts, "
+                "whose rows are no batch; convert them in the model, as with tf.RaggedTensor.from_tensor. "
+                f"Received: one that takes a {kind}."
+            )
         function = self._loaded.value.signatures[name]
         # TensorFlow gives them in an order that differs from process to process.
         inputs = dict(sorted(function.structured_input_signature[1].items()))
         outputs = dict(sorted(function.structured_outputs.items()))
-        return Endpoint(function, inputs, outputs, self._defaults.value.get(name, {}))
+        return Endpoint(function, inputs, outputs, facts.defaults)
 
     def other_endpoints(self) -> list[str]:
         """The names of its other signatures."""
@@ -137,20 +149,6 @@ class _Untracked:
 
     def __init__(self, value):
         self.value = value
-
-
-def _defaults(folder):
-    """What inputs are if they are not given, by signature and name: TensorFlow loads all of it but these."""
-    file = folder / "saved_model.pb"
-    if not file.is_file():
-        return {}
-    saved = saved_model_pb2.SavedModel()
-    saved.ParseFromString(file.read_bytes())
-    signatures = {name: one for graph in saved.meta_graphs for name, one in graph.signature_def.items()}
-    return {
-        name: {key: tf.make_ndarray(value) for key, value in one.defaults.items()}
-        for name, one in signatures.items()
-    }
 
 
 def _graph_digest(folder):

@@ -210,6 +210,8 @@ class ServingCore:
         return not self._draining and owed <= ready and (bool(ready) or not list(self._registry))
 
     def _is_owed(self, version: Version) -> bool:
+        if version.unloading:
+            return False
         return version.settled or not (self._answered or version.failed)
 
     def status(self) -> dict[str, Any]:

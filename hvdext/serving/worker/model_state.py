@@ -39,10 +39,18 @@ class ModelState:
             if not only_random or path_of(variable).endswith(_RANDOM):
                 variable.assign(value)
 
+    def narrow(self) -> None:
+        """Looks after those only that have other values now: computing has changed these, and no others."""
+        self._values = [(one, value) for one, value in self._values if not _has(one, value)]
+
     def changed(self) -> list[str]:
         """Those that have other values now, without the states of random generators."""
         return [
             path_of(variable)
             for variable, value in self._values
-            if not path_of(variable).endswith(_RANDOM) and not np.array_equal(np.asarray(variable), value)
+            if not path_of(variable).endswith(_RANDOM) and not _has(variable, value)
         ]
+
+
+def _has(variable: Any, value: np.ndarray) -> bool:
+    return np.array_equal(np.asarray(variable), value, equal_nan=value.dtype.kind == "f")

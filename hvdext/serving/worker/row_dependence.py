@@ -9,7 +9,7 @@ What differs between two runs of the very same batch, such as what is drawn at r
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -108,12 +108,15 @@ class _Trial:
         """Raises ValueError if the same batch gets another answer the second time, and not by chance."""
         self._state.restore()
         self._run(self._inputs)
-        self._state.restore(only_random=True)
+        self._state.narrow()
         changed = self._state.changed()
+        if not changed:
+            return
+        self._state.restore(only_random=True)
         later = self._run(self._inputs)
         repeated = self._repeated()
         for name, first in self._outputs.items():
-            if changed and _distance(first, later[name]) > _limit(first, _distance(first, repeated[name])):
+            if _distance(first, later[name]) > _limit(first, _distance(first, repeated[name])):
                 raise ValueError(
                     "A model that is served must answer the same whatever it has been asked before. "
                     f"Received: one whose output {name!r} depends on {', '.join(map(repr, changed))}, "
@@ -135,8 +138,10 @@ class _Trial:
         return found
 
     def _reason(self, noise: dict[str, float]) -> str:
-        for kept in self._in_company():
-            found = self._differing(kept, self._with_others(kept), noise)
+        every = range(self._rows)
+        company = [(list(every[::2]), self._others), (list(every[1::2]), self._others), ([0], self._copies)]
+        for kept, others in company:
+            found = self._in_company(kept, others, noise)
             if found:
                 return found
         for rows in (1, 2):
@@ -150,46 +155,42 @@ class _Trial:
         self._state.restore()
         return self._run(self._inputs)
 
-    def _in_company(self) -> list[list[int]]:
-        """Which rows stay where they are, in turn."""
-        every = range(self._rows)
-        return [list(every[::2]), list(every[1::2])]
-
-    def _with_others(self, kept: Sequence[int]) -> list[Tensors]:
-        """Batches with other rows around those that are kept, and one with copies of the first of these."""
-        batches = []
-        for wild in (True, False):
-            others = self._way.draw(self._ports, self._generator, self._rows, wild)
-            batches.append(self._mixed(kept, others))
-        copies = {name: np.repeat(array[kept[:1]], self._rows, axis=0) for name, array in self._batched()}
-        batches.append(self._mixed(kept[:1], {**self._inputs, **copies}))
-        return batches
-
-    def _batched(self):
+    def _batched(self) -> list[tuple[str, np.ndarray]]:
+        """The inputs that have a row for each of the batch's."""
         return [(p.spec.name, self._inputs[p.spec.name]) for p in self._ports if p.has_batch]
 
-    def _mixed(self, kept, others: Tensors) -> Tensors:
-        mixed = dict(self._inputs)
-        for name, array in self._batched():
-            mixed[name] = others[name].copy()
-            mixed[name][kept] = array[kept]
-        return mixed
+    def _others(self) -> Iterator[Tensors]:
+        """Other rows: first such as are unlike these, which the model may not take, then such as these."""
+        for wild in (True, False):
+            yield self._way.draw(self._ports, self._generator, self._rows, wild)
 
-    def _differing(self, kept, batches: Sequence[Tensors], noise: dict[str, float]) -> str:
-        for number, batch in enumerate(batches):
-            rows = kept[:1] if number == len(batches) - 1 else kept
+    def _copies(self) -> Iterator[Tensors]:
+        """The first row again and again."""
+        copies = {name: np.repeat(array[:1], self._rows, axis=0) for name, array in self._batched()}
+        yield {**self._inputs, **copies}
+
+    def _in_company(
+        self, kept: list[int], others: Callable[[], Iterator[Tensors]], noise: dict[str, float]
+    ) -> str:
+        """What differs for the rows that are kept, where others are beside them."""
+        for rows in others():
+            mixed = dict(self._inputs)
+            for name, array in self._batched():
+                mixed[name] = rows[name].copy()
+                mixed[name][kept] = array[kept]
             self._state.restore()
             try:
-                outputs = self._run(batch)
+                outputs = self._run(mixed)
             except WrongRows:
                 raise
             except Exception:
-                continue  # rows that it does not take, whatever is beside them
+                continue
             for name, first in self._outputs.items():
-                if not _is_random(first, noise[name]) and _distance(
-                    first[rows], _rows_of(outputs[name], rows)
-                ) > _limit(first, noise[name]):
+                if _is_random(first, noise[name]):
+                    continue
+                if _distance(first[kept], outputs[name][kept]) > _limit(first, noise[name]):
                     return f"its answer to a row depends on the other rows of the batch (output {name!r})"
+            return ""
         return ""
 
     def _in_a_smaller_batch(self, rows: int, noise: dict[str, float]) -> str:
@@ -207,10 +208,6 @@ class _Trial:
             if not _is_random(first, noise[name]) and _distance(first[:rows], outputs[name]) > limit:
                 return f"its answer to a row depends on how many rows the batch has (output {name!r})"
         return ""
-
-
-def _rows_of(array: np.ndarray, rows: Sequence[int]) -> np.ndarray:
-    return array[list(rows)]
 
 
 def _is_telling(array: np.ndarray) -> bool:

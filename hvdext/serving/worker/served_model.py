@@ -147,12 +147,10 @@ class ServedModel:
         Raises:
             ValueError: if it cannot be served.
         """
-        state = ModelState(self._variables)
         needed = [one for one in self._takes if not one.spec.optional]
+        among = [self._takes] if len(needed) in (0, len(self._takes)) else [self._takes, needed]
         try:
-            reasons = [why_alone(self.run, self._takes, state)]
-            if needed and len(needed) < len(self._takes):
-                reasons.append(why_alone(self.run, needed, state))
+            reasons = [why_alone(self.run, ports, ModelState(self._variables)) for ports in among]
         except WrongRows as error:
             raise ValueError(f"The model cannot be served. {error}") from error
         self.signature = replace(self.signature, alone=next(filter(None, reasons), ""))
@@ -220,8 +218,8 @@ def _saved_model(path) -> ServedModel:
     served = _endpoint(model, model.endpoint(SIGNATURE))
     default = model.endpoint(SIGNATURE)
     for name in model.other_endpoints():
-        endpoint = model.endpoint(name)
         try:
+            endpoint = model.endpoint(name)
             served.others[name] = served if endpoint.is_like(default) else _endpoint(model, endpoint)
         except ValueError as error:
             _log.warning("%s: the signature %r cannot be served: %s", os.fspath(path), name, error)

@@ -250,6 +250,23 @@ def test_the_server_stays_ready_while_another_model_is_loaded(tmp_path):
     serve(tmp_path, program, load=load, size=1)
 
 
+def test_the_server_stays_ready_while_another_model_is_unloaded(tmp_path):
+    gate = Gate()
+
+    async def program(cluster):
+        await cluster.add("other")
+        running = asyncio.ensure_future(cluster.ask(1, name="other"))
+        await asyncio.to_thread(gate.came.acquire)
+        unloading = asyncio.ensure_future(cluster.core.unload("other"))
+        await cluster.until(lambda: cluster.core.find("other").state is State.UNLOADING)
+        assert cluster.core.ready
+        gate.open.set()
+        await asyncio.gather(running, unloading)
+        assert cluster.core.ready
+
+    serve(tmp_path, program, load=lambda path, stage, stages: Model(before=gate), size=1)
+
+
 @pytest.mark.parametrize(("names", "ready"), [(["bad", "good"], True), (["bad"], False)])
 def test_at_the_start_a_model_is_waited_for_until_it_has_failed(tmp_path, names, ready):
     go_on = threading.Event()

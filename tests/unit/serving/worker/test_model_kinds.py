@@ -141,6 +141,14 @@ class _Module(tf.Module):
     def words(self, text):
         return {"words": tf.strings.split(text)}
 
+    @tf.function(input_signature=[tf.RaggedTensorSpec([None, None], tf.float32)])
+    def ragged(self, x):
+        return {"y": tf.reduce_mean(x, 1)}
+
+    @tf.function(input_signature=[tf.SparseTensorSpec([None, 3], tf.float32)])
+    def sparse(self, x):
+        return {"y": tf.sparse.to_dense(x)}
+
     @tf.function(input_signature=[tf.TensorSpec([4, 2], tf.float32, name="x")])
     def four(self, x):
         return {"y": x}
@@ -148,7 +156,7 @@ class _Module(tf.Module):
 
 def test_every_signature_of_a_saved_model(tmp_path, caplog):
     module = _Module()
-    names = ("length", "centre", "words", "four")
+    names = ("length", "centre", "words", "four", "ragged", "sparse")
     signatures = {name: getattr(module, name) for name in names} | {"again": module.scale}
     tf.saved_model.save(module, str(tmp_path / "m"), {"serving_default": module.scale, **signatures})
     served = served_model.load(tmp_path / "m")
@@ -167,9 +175,15 @@ def test_every_signature_of_a_saved_model(tmp_path, caplog):
     }
     assert "the signature 'words' cannot be served: A model that is served must take and give" in caplog.text
     assert "the signature 'four' cannot be served" in caplog.text
+    for name, kind in (("ragged", "RaggedTensor"), ("sparse", "SparseTensor")):
+        assert f"The signature {name!r} must take dense tensors" in caplog.text
+        assert f"Received: one that takes a {kind}." in caplog.text
     tf.saved_model.save(module, str(tmp_path / "ragged"), {"serving_default": module.words})
     with pytest.raises(ValueError, match=r"dense tensors.*Received: tensor 'words', a RaggedTensor"):
         served_model.load(tmp_path / "ragged")
+    tf.saved_model.save(module, str(tmp_path / "sparse"), {"serving_default": module.sparse})
+    with pytest.raises(ValueError, match=r"dense tensors.*takes a SparseTensor"):
+        SavedModel(tmp_path / "sparse")
 
 
 class _WithDefaults(tf.Module):
