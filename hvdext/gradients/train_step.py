@@ -143,10 +143,10 @@ class TrainStep:
 
     def _counted_as_said(self, loss):
         """A mean over what `weight_by` says; what layers add is a mean over samples."""
-        is_weighed_here = loss_is_keras_s(self._model) and bool(added_losses(self._model))
-        if is_weighed_here and not self._is_uneven:
-            self.count = None
-        return self._of_all(loss, self._given, weigh=self.count is None)
+        are_two = loss_is_keras_s(self._model) and bool(added_losses(self._model)) and not self._is_uneven
+        if are_two:
+            self.count = None if self._rows is None else tf.cast(self._rows, tf.float64)
+        return self._of_all(loss, self._given, weigh=are_two)
 
     def _sum(self, loss):
         """A sum over samples: one process would have all of it."""

@@ -15,6 +15,7 @@ TOKENS[::2, 1:] = 0  # half of the rows, those of rank 0, are nearly empty
 X = DATA.random((16, 3)).astype("float32")
 Y = DATA.random((16, 1)).astype("float32")
 WEIGHTS = DATA.random(16).astype("float32")
+OF_TOKENS = DATA.random((16, 4)).astype("float32")
 HALVES = [slice(0, None, 2), slice(1, None, 2)]
 UNLIKE = [slice(0, 5), slice(5, None)]  # 5 rows of 8 on one rank, 3 on the other
 
@@ -51,34 +52,36 @@ def mse(reduction):
 
 
 def fit(case, optimizer, cut, rows=8, callbacks=(), eagerly=True):
-    """Weights and logs after two epochs of 16 samples, of which each batch has `rows`, and this rank `cut`."""
+    """Weights and logs after two epochs of 16 samples in batches of `rows`, of which this rank has `cut`."""
     make, loss, data = case
     model = make()
     weights = np.random.default_rng(0)
     model.set_weights([weights.normal(scale=0.5, size=w.shape) for w in model.get_weights()])
     model.compile(optimizer, loss, run_eagerly=eagerly)
-    batches = [
-        keras.tree.map_structure(lambda t: t[start : start + rows][cut], data) for start in range(0, 16, rows)
-    ]
-    model.fit(_Batches(batches), epochs=2, verbose=0, shuffle=False, callbacks=list(callbacks))
+    model.fit(_Batches(data, rows, cut), epochs=2, verbose=0, shuffle=False, callbacks=list(callbacks))
     return model.get_weights(), model.history.history
 
 
 class _Batches(keras.utils.PyDataset):
-    def __init__(self, batches):
+    def __init__(self, data, rows, cut):
         super().__init__()
-        self._batches = batches
+        self._data, self._rows, self._cut = data, rows, cut
 
     def __len__(self):
-        return len(self._batches)
+        return 16 // self._rows
 
     def __getitem__(self, index):
-        return self._batches[index]
+        start = index * self._rows
+        return keras.tree.map_structure(lambda t: t[start : start + self._rows][self._cut], self._data)
 
 
 CASES = {
     "mask": ((words, CROSSENTROPY, (TOKENS, TOKENS)), HALVES, {}),
-    "mask and sample weights": ((words, CROSSENTROPY, (TOKENS, TOKENS, WEIGHTS)), HALVES, {}),
+    "mask and sample weights": (
+        (words, CROSSENTROPY, (TOKENS, TOKENS, OF_TOKENS)),
+        HALVES,
+        {},
+    ),
     "one output of two is masked": (
         (words_and_number, [CROSSENTROPY, "mse"], (TOKENS, (TOKENS, Y))),
         HALVES,
@@ -111,7 +114,11 @@ def assert_one_process(case, ranks, make=lambda: keras.optimizers.Adam(0.05), ro
             np.testing.assert_allclose(shown[name], logs[name], rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("name", list(CASES))
+SAMPLE = ["mask", "one output of two is masked", "unlike batches"]
+MARKED = [pytest.param(name, marks=() if name in SAMPLE else pytest.mark.slow) for name in CASES]
+
+
+@pytest.mark.parametrize("name", MARKED)
 def test_one_process_with_the_whole_batch(name):
     case, cuts, options = CASES[name]
 
@@ -195,9 +202,7 @@ def test_in_a_loop_of_one_s_own_a_mask_is_told_and_loss_weight_is_exact():
     model.set_weights([np.full_like(w, 0.1) for w in model.get_weights()])
     with tf.GradientTape() as tape:
         loss = keras.losses.SparseCategoricalCrossentropy()(TOKENS, model(TOKENS))
-    keras.optimizers.SGD(1.0).apply(
-        tape.gradient(loss, model.trainable_variables), model.trainable_variables
-    )
+    keras.optimizers.SGD(1.0).apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
     with pytest.warns(UserWarning, match=r"hvd\.loss_weight"):
         ranks = run_ranks(2, one_rank)
     for got in ranks:
