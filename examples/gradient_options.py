@@ -22,6 +22,7 @@ OPTIONS = {
     "adasum": {"op": hvd.Adasum},
     "float16 on the wire": {"compression": hvd.Compression.fp16},
     "2 micro-batches per update": {"backward_passes_per_step": 2, "average_aggregated_gradients": True},
+    "weighed by samples": {"weight_by": "samples"},
     "kernels only, biases local": {"select": "*/kernel"},
     "within pairs of ranks": {"process_set": "my pair"},
 }

@@ -16,13 +16,18 @@ def current() -> Communicator:
     Raises:
         RuntimeError: if `hvd.init()` has not been called.
     """
-    comm = getattr(_thread, "comm", None) or _process_comm
+    comm = current_or_none()
     if comm is None:
         raise RuntimeError(
             "hvdext has not been initialised: call `hvd.init()` at the top of the script, before "
             "anything that trains, shards or broadcasts."
         )
     return comm
+
+
+def current_or_none() -> Communicator | None:
+    """As `current`; None before `hvd.init()`."""
+    return getattr(_thread, "comm", None) or _process_comm
 
 
 def process_comm() -> Communicator | None:

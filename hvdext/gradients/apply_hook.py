@@ -155,7 +155,7 @@ class ApplyHook:
         tf.cond(full, update, lambda: tf.constant(False))
 
     def _update(self, outer, gradients, variables, scale, factor, weight):
-        """Combines gradients over the ranks and lets Keras do the rest; see `_weighed`."""
+        """Combines gradients over the ranks and lets Keras do the rest."""
         contributors, total = self._roll_call.take(True, weight) if self._roll_call else (None, None)
         gradients = self._weighed(gradients, variables, factor, weight, contributors, total)
         combined = self._combined(outer, gradients, variables, contributors)
@@ -174,10 +174,9 @@ class ApplyHook:
 
     def _combined(self, outer, gradients, variables, contributors):
         with tf.control_dependencies([self._looked(variables)]):
-            combined = self.exchange.combine(gradients, variables, contributors, self._places(variables))
-        if isinstance(outer, LossScaleOptimizer):
-            combined = self._spread_overflow(gradients, combined, variables)
-        return combined
+            combined = self._exchanged(gradients, variables, contributors)
+        is_scaled = isinstance(outer, LossScaleOptimizer)
+        return self._spread_overflow(gradients, combined, variables) if is_scaled else combined
 
     def _looked(self, variables):
         """Whether the ranks still hold the same, seen now and then."""
@@ -197,12 +196,13 @@ class ApplyHook:
                 held += [s.variable for s in slots_of(optimizer) if identity_of(trained[s.index]) in shared]
         return [(path_of(variable), variable) for variable in held]
 
-    def _places(self, variables):
-        """Where `variables`, of which some steps may leave some out, stand among all that are exchanged."""
+    def _exchanged(self, gradients, variables, contributors):
+        # Some steps may leave some variables out: where they stand among all that are exchanged.
         trained = trained_by(self.optimizer)
-        exchanged = shared_of(trained, self.exchange.is_shared(trained))
-        places = {identity_of(variable): i for i, variable in enumerate(exchanged)}
-        return [places.get(identity_of(variable)) for variable in variables]
+        all_exchanged = shared_of(trained, self.exchange.is_shared(trained))
+        places = {identity_of(variable): i for i, variable in enumerate(all_exchanged)}
+        found = [places.get(identity_of(variable)) for variable in variables]
+        return self.exchange.combine(gradients, variables, contributors, found, self.weighing.rows())
 
     def _apply_combined(self, outer, combined, variables):
         self.is_combined = True
@@ -330,7 +330,7 @@ class ApplyHook:
 
     def _combine_accumulated(self, gradients):
         with tf.control_dependencies([self._looked(self._to_clip)]):
-            return self.exchange.combine(gradients, self._to_clip, None, self._places(self._to_clip))
+            return self._exchanged(gradients, self._to_clip, None)
 
     def _prepare_once(self, outer, gradients, variables):
         """Prepares before the first step of a job; ranks that were lost or have come make another job."""

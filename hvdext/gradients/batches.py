@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import tensorflow as tf
 
+from hvdext.gradients.train_step import TrainStep, within
 from hvdext.gradients.training import hooks_in
-from hvdext.gradients.weighing import TrainStep, within
 from hvdext.keras_tools.autograph import without_autograph
-from hvdext.keras_tools.models import added_losses
 from hvdext.keras_tools.train_step import Step
-from hvdext.keras_tools.training import is_one_loss
 
 
 def told_of_batches(model: keras.Model, step: Step) -> Step:
@@ -39,21 +36,11 @@ def _begun(model, hooks, data) -> TrainStep:
             "`weight_by` must be the same for all optimizers of a model. Received: "
             f"weight_by={weighing.described!r} and another for {others}."
         )
-    rows = _rows_of(data)
     return TrainStep(
-        weighing,
+        weighing.exchange,
+        weighing.weight_by,
+        model,
+        data,
         is_uneven=any(hook.expects_uneven_batches for hook in hooks),
         is_accumulated=any(hook.accumulator is not None for hook in hooks),
-        is_one_mean=lambda: is_one_loss(model) and not added_losses(model),
-        rows=rows,
-        count=weighing.count_of(data, rows),
     )
-
-
-def _rows_of(data) -> tf.Tensor | None:
-    """The number of samples in a batch, None where it is nothing with rows."""
-    leaves = [leaf for leaf in tf.nest.flatten(data) if tf.is_tensor(leaf) and leaf.shape.rank != 0]
-    if not leaves:
-        return None
-    first = leaves[0]
-    return first.nrows() if isinstance(first, tf.RaggedTensor) else tf.shape(first, tf.int64)[0]

@@ -17,6 +17,7 @@ from hvdext.comm.current import current
 from hvdext.comm.names import cleaned
 from hvdext.gradients import buckets
 from hvdext.gradients.accumulation import kind_of
+from hvdext.gradients.batch_sizes import BatchSizes
 from hvdext.gradients.options import ExchangeOptions
 from hvdext.gradients.pattern import Pattern
 from hvdext.gradients.sums import added_up
@@ -46,6 +47,7 @@ class GradientExchange:
         self._is_numbered = is_numbered
         self.options = options
         self._local: list = []
+        self._sizes: BatchSizes | None = None
 
     def register_local_var(self, variable) -> None:
         """Keeps the gradient of `variable` local from now on. Call it before the first step."""
@@ -131,6 +133,7 @@ class GradientExchange:
         variables: Sequence,
         contributors: tf.Tensor | None = None,
         places: Sequence[int | None] = (),
+        rows: tf.Tensor | None = None,
     ) -> list:
         """Returns what every rank applies: one gradient per variable, None where there was none.
 
@@ -142,6 +145,7 @@ class GradientExchange:
             contributors: how many ranks an average is over, a float64 scalar; None: all of them.
             places: where the variables stand among all that are exchanged, where some steps may leave some
                 out; empty: there.
+            rows: of the batch, where all ranks' should have as many; None: nobody looks.
         """
         comm = self.comm()
         if comm.size == 1:
@@ -165,7 +169,8 @@ class GradientExchange:
                 jobs.append((i, partial(self._gather_slices, comm, result, i, numbers[i])))
         for number, members in enumerate(lists):
             name = f"hvdext.grad.{self.name}.{number}"
-            reduce = partial(self._reduce, comm, result, variables, members, name, pattern)
+            told = None if number else rows
+            reduce = partial(self._reduce, comm, result, variables, members, name, pattern, told)
             jobs.append((min(members), reduce))
         # TensorFlow keeps collectives in the order in which they are written: last layer first, as
         # backward produces them.
@@ -199,15 +204,27 @@ class GradientExchange:
             "What takes part in the loss of one rank must take part in that of every rank: add 0 * the rest.",
         )
 
-    def _reduce(self, comm, result, variables, members, name, pattern):
+    def _reduce(self, comm, result, variables, members, name, pattern, rows):
         """Replaces the dense gradients of one bucket by their combination."""
+        op = self.options.op
         with tf.device(self.options.device_dense or None):
             tensors = [_dense(result[i], variables[i]) for i in members]
-            *combined, bits = self._combined(comm, [*tensors, pattern.bits(tensors[0].dtype)], name)
-            copies = comm.size if self.options.op is ReduceOp.SUM else 1
+            dtype = tensors[0].dtype
+            are_sizes_told = rows is not None and op is not ReduceOp.ADASUM and dtype.size >= 4
+            sizes = [self._batch_sizes.numbers(comm, rows, dtype)] if are_sizes_told else []
+            *combined, bits = self._combined(comm, [*tensors, *sizes, pattern.bits(dtype)], name)
+            copies = comm.size if op is ReduceOp.SUM else 1
             combined = pattern.checked(combined, bits, copies, comm.size)
+            if are_sizes_told:
+                self._batch_sizes.look(comm, combined.pop() * (comm.size // copies))
         for i, tensor in zip(members, combined, strict=True):
             result[i] = tensor
+
+    @property
+    def _batch_sizes(self):
+        if self._sizes is None:
+            self._sizes = BatchSizes()
+        return self._sizes
 
     def _combined(self, comm, tensors, name):
         if self.options.op is ReduceOp.ADASUM:

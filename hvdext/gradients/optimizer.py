@@ -25,8 +25,9 @@ from hvdext.gradients.apply_hook import ApplyHook, check_members, hook_of
 from hvdext.gradients.batches import told_of_batches
 from hvdext.gradients.exchange import GradientExchange
 from hvdext.gradients.options import ExchangeOptions, old_groups
+from hvdext.gradients.train_step import WeightBy
 from hvdext.gradients.training import told_by_fit
-from hvdext.gradients.weighing import Weighing, WeightBy
+from hvdext.gradients.weighing import Weighing, warn_of_masks
 from hvdext.keras_tools.every_fit import follow_every_fit
 from hvdext.keras_tools.every_train_step import surround_every_train_step
 from hvdext.keras_tools.lookups import note_sparse_lookups
@@ -120,7 +121,7 @@ def DistributedOptimizer(
     hook.put_into(optimizer)
     follow_every_fit(told_by_fit)
     surround_every_train_step(told_of_batches)
-    listen_to_losses()
+    listen_to_losses(warn_of_masks)
     note_sparse_lookups()
     return optimizer
 

@@ -16,8 +16,10 @@ from hvdext.common.arguments import suggests_keywords
 from hvdext.gradients.exchange import GradientExchange
 from hvdext.gradients.options import ExchangeOptions, old_groups
 from hvdext.gradients.sums import marked
+from hvdext.gradients.weighing import warn_of_masks
 from hvdext.keras_tools.autograph import without_autograph
 from hvdext.keras_tools.lookups import note_sparse_lookups
+from hvdext.keras_tools.loss_reduction import listen_to_losses
 from hvdext.keras_tools.numbering import renumbered
 from hvdext.keras_tools.selection import Select, path_of
 
@@ -64,6 +66,7 @@ class DistributedGradientTape:
         if not isinstance(gradtape, tf.GradientTape):
             raise TypeError(f"`gradtape` must be a tf.GradientTape. Received: {gradtape!r}.")
         note_sparse_lookups()
+        listen_to_losses(warn_of_masks)
         self._tape = gradtape
         self._local: list = []
         self._options = ExchangeOptions.from_arguments(locals(), groups=old_groups(num_groups, groups))

@@ -15,6 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 from keras.src.losses import loss as keras_loss
+from tensorflow.python.eager import record
 
 Listener = Callable[[tf.Tensor, "Reduction"], tf.Tensor]  # (loss, how it was made) -> the loss instead
 
@@ -24,8 +25,9 @@ class Reduction:
     """How a loss of Keras, or of a class or function that Keras calls, became one number.
 
     Attributes:
-        kind: "plain" (a mean over all), "counted" (a mean over some of them), "sum", "own" (the function has
-            made one number itself, nobody knows how) or "none" (no number was made).
+        kind: "plain" (a mean over all), "masked" (over those that a mask leaves), "weighted" (divided by the
+            sum of weights), "sum", "own" (the function has made one number itself, nobody knows how) or
+            "none" (no number was made).
         count: what a mean was divided by, a scalar; of a plain one the number of losses. None of the others.
     """
 
@@ -33,8 +35,12 @@ class Reduction:
     count: tf.Tensor | None = None
 
 
-def listen_to_losses() -> None:
-    """From now on losses are told to who listens (`listening`); the second time, nothing changes."""
+def listen_to_losses(otherwise: Callable[[Reduction], None]) -> None:
+    """From now on losses are told to who listens (`listening`); the second time, nothing changes.
+
+    Args:
+        otherwise: told of losses under a tape that nobody listens to.
+    """
     plain = keras_loss.reduce_weighted_values
     if getattr(plain, "is_listened_to", False):
         return
@@ -42,9 +48,13 @@ def listen_to_losses() -> None:
     def reduce(values, sample_weight=None, mask=None, reduction="sum_over_batch_size", dtype=None):
         result = plain(values, sample_weight, mask, reduction, dtype)
         listener = getattr(_now, "listener", None)
-        if listener is None:
+        if listener is None and not record.could_possibly_record():
             return result
-        return listener(result, _reduction(tf.convert_to_tensor(values), sample_weight, mask, reduction))
+        made = _reduction(tf.convert_to_tensor(values), sample_weight, mask, reduction)
+        if listener is not None:
+            return listener(result, made)
+        otherwise(made)
+        return result
 
     reduce.is_listened_to = True  # type: ignore[attr-defined]
     keras_loss.reduce_weighted_values = reduce
@@ -78,11 +88,11 @@ def _reduction(values, sample_weight, mask, reduction) -> Reduction:
     everything = tf.size(values, tf.int64)
     if reduction == "mean_with_sample_weight":
         weights = keras_loss.apply_mask(_floating(sample_weight), mask, dtype="float32", reduction=reduction)
-        return Reduction("counted", everything if weights is None else tf.reduce_sum(weights))
+        return Reduction("weighted", everything if weights is None else tf.reduce_sum(weights))
     if mask is None:
         return Reduction("plain", everything)
     share = tf.reduce_mean(tf.cast(mask, tf.float64))
-    return Reduction("counted", tf.cast(everything, tf.float64) * share)
+    return Reduction("masked", tf.cast(everything, tf.float64) * share)
 
 
 def _floating(weights):

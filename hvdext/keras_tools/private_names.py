@@ -167,11 +167,14 @@ PRIVATE_NAMES: dict[str, dict[str, str]] = {
     "tensorflow.python.eager.context": {
         "global_seed": "the seed that `tf.random.set_seed` was given",
     },
-    "tensorflow.python.ops.embedding_ops": {
-        "embedding_lookup_sparse_impl": "the sparse lookup behind all public ones",
+    "tensorflow.python.eager.record": {
+        "could_possibly_record": "whether a tape is recording",
     },
     "tensorflow.python.ops.control_flow_util": {
         "GraphOrParentsInXlaContext": "whether XLA is going to compile a graph",
+    },
+    "tensorflow.python.ops.embedding_ops": {
+        "embedding_lookup_sparse_impl": "the sparse lookup behind all public ones",
     },
 }
 

@@ -45,17 +45,16 @@ def compiled_loss(model: keras.Model) -> Any:
     return model._compile_loss
 
 
-def is_one_loss(model: keras.Model) -> bool:
-    """Whether a model trains on one loss of those that it was compiled with, besides what layers add.
+def loss_is_keras_s(model: keras.Model) -> bool:
+    """Whether a model trains on what it was compiled with, without a step or loss of its own."""
+    methods = ("train_step", "compute_loss")
+    return all(getattr(type(model), name) is getattr(keras.Model, name) for name in methods)
 
-    A `train_step` or `compute_loss` of its own may make others. Before the losses are built nobody knows.
-    """
-    own = any(
-        getattr(type(model), name) is not getattr(keras.Model, name)
-        for name in ("train_step", "compute_loss")
-    )
+
+def number_of_losses(model: keras.Model) -> int | None:
+    """How many losses a compiled model has; None before they are built."""
     losses = model._compile_loss
-    return not own and losses is not None and losses.built and len(losses._flat_losses) == 1
+    return len(losses._flat_losses) if losses is not None and losses.built else None
 
 
 def reductions_of(model: keras.Model) -> set[str]:

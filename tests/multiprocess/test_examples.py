@@ -18,6 +18,7 @@ OPTIONS = [
     "adasum",
     "float16 on the wire",
     "2 micro-batches per update",
+    "weighed by samples",
     "kernels only, biases local",
     "within pairs of ranks",
 ]

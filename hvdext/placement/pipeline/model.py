@@ -72,6 +72,8 @@ class PipelineModel(Files, keras.Model):
         microbatches: into how many a batch is cut.
     """
 
+    makes_losses_in_parts = True  # asked by the exchange of gradients: one for each micro-batch
+
     def __init__(self, whole: WholeModel, runner: Runner, settings: Settings):
         super().__init__(name=whole.model.name, dtype=whole.model.dtype_policy)
         self.whole = whole

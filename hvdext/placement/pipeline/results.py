@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from hvdext.comm.communicator import Communicator
+from hvdext.gradients.train_step import current_step
 from hvdext.keras_tools.functional import outputs_like
 from hvdext.keras_tools.metrics import compiled_metrics, loss_tracker
 from hvdext.keras_tools.training import compiled_loss, reductions_of
@@ -165,5 +166,8 @@ def shares(model: keras.Model, sample_weight: Any, weights: Sequence) -> list:
                 f"reduction='mean_with_sample_weight'. Received: reductions {sorted(kinds)}."
             )
         total = tf.reduce_sum(tf.cast(sample_weight, tf.float32))
+        step = current_step()
+        if step is not None:  # other pipelines train the same model on other data
+            total = step.mean_over_ranks(total)
         return [tf.math.divide_no_nan(tf.reduce_sum(tf.cast(w, tf.float32)), total) for w in weights]
     return [1 / len(weights)] * len(weights)

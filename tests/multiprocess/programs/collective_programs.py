@@ -37,6 +37,15 @@ def average_of_integers(size):
     return np.trunc(total / size)
 
 
+def gathered(slices):
+    return [slices.values, slices.indices]
+
+
+def floating_mean(array, size):
+    kind = "float32" if array.dtype.itemsize == 1 else "float64"
+    return (array.astype(kind) / np.asarray(size, kind)).astype("float64")
+
+
 # -- values: name, what each rank calls, what must come back ---------------------------------------------
 
 VALUES = {
@@ -84,6 +93,33 @@ VALUES = {
             hvd.allreduce(tf.IndexedSlices(tf.constant(rows(r, r + 1)), tf.range(r + 1), tf.constant([5, 3])))
         ),
         same(lambda n: sum(np.pad(rows(r, r + 1), [[0, 4 - r], [0, 0]]) for r in range(n)) / n),
+    ),
+    "slices of integers": (
+        lambda hvd, r: [
+            tf.cast(part, tf.float64)
+            for dtype in ("uint8", "int8", "int32", "int64")
+            for op in (hvd.Sum, hvd.Average)
+            for part in gathered(
+                hvd.allreduce(
+                    tf.IndexedSlices(
+                        tf.constant(rows(r, 1, dtype=dtype)), tf.constant([r]), tf.constant([5, 3])
+                    ),
+                    op=op,
+                    name=f"integers.{dtype}.{op.value}",
+                )
+            )
+        ],
+        same(
+            lambda n: [
+                part
+                for dtype in ("uint8", "int8", "int32", "int64")
+                for divisor in (1, n)
+                for part in (
+                    floating_mean(np.concatenate([rows(r, 1, dtype=dtype) for r in range(n)]), divisor),
+                    np.arange(n, dtype="float64"),
+                )
+            ]
+        ),
     ),
     "group of kinds": (
         lambda hvd, r: [

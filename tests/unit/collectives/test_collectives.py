@@ -76,6 +76,7 @@ def test_no_gradient_of(op):
 
 
 SLICES = tf.IndexedSlices(np.ones([1, 2]), np.array([0]), np.array([3, 2]))
+WHOLE_SLICES = tf.IndexedSlices(np.ones([1, 2], "int32"), np.array([0]), np.array([3, 2]))
 WRONG = [
     (lambda: hvd.allreduce(1.0, op="sum"), ValueError, "`op` must be one of hvd.Average"),
     (lambda: hvd.reducescatter([1.0], op=hvd.Min), ValueError, "`op` must be one of hvd.Average, hvd.Sum"),
@@ -88,6 +89,12 @@ WRONG = [
     (lambda: hvd.allreduce(1.0, prescale_factor="2"), ValueError, "`prescale_factor` must be a finite"),
     (lambda: hvd.allreduce(1.0, op=hvd.Max, postscale_factor=2), ValueError, "`postscale_factor` must be 1"),
     (lambda: hvd.allreduce(SLICES, op=hvd.Max), ValueError, "for tf.IndexedSlices"),
+    (
+        lambda: hvd.allreduce(WHOLE_SLICES, prescale_factor=0.5),
+        TypeError,
+        "must be floating in tf.IndexedSlices",
+    ),
+    (lambda: hvd.loss_weight([1.0]), ValueError, "`count` must be one number"),
     (lambda: hvd.allreduce(1j), TypeError, "`value` must hold real numbers"),
     (lambda: hvd.allreduce([True]), TypeError, "`value` must hold real numbers"),
     (lambda: hvd.allreduce([1], op=hvd.Adasum), TypeError, "must be floating for op=Adasum"),
