@@ -26,7 +26,7 @@ def test_variables_are_refused(call):
     variable = tf.Variable(np.ones(1))
 
     def program(comm):
-        with tf.Graph().as_default(), pytest.raises(RuntimeError, match="eagerly or in a `tf.function`"):
+        with tf.Graph().as_default(), pytest.raises(RuntimeError, match=r"eagerly or in a `tf\.function`"):
             call([variable], 0)
 
     run_ranks(2, program)
