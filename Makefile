@@ -12,13 +12,14 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Hundreds of processes import the package and its tests: compiled once, not by each of them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-fast test-plain unit lint format engine doctor clean distclean
+.PHONY: help demo test test-fast test-plain test-peers unit lint format engine doctor clean distclean
 
 help:
 	@echo "make demo         four ranks train a Keras 3 model on real data"
 	@echo "make test         lint and all tests"
 	@echo "make test-fast    lint and the quick tests of those that start no ranks"
 	@echo "make test-plain   all tests that start no ranks, with graphs built as for users: for once a week"
+	@echo "make test-peers   Horovod's and Keras' own tests: needs HOROVOD_SOURCE, a checkout of Horovod's repository"
 	@echo "make lint | format | engine | doctor | clean | distclean"
 
 demo: engine
@@ -36,6 +37,11 @@ unit: engine
 
 test-plain: engine
 	python -m pytest -m "not multiprocess" --numprocesses 2 --plain
+
+# Not a part of make test: tests of others, some of a checkout that is not part of this project.
+test-peers: engine
+	python -m tests.peers.keras_tests
+	python -m tests.peers.horovod_tests
 
 lint: $(INSTALLED)
 	ruff check .

@@ -25,6 +25,10 @@ _UNNAMED = "unnamed"
 _RULE = "must fit together on all ranks."
 
 
+class UnsupportedError(ValueError, NotImplementedError):
+    """A combination of arguments that nobody has built; Horovod's own is the second of the two."""
+
+
 def comm_of(process_set, op=None) -> Communicator:
     """The ranks of `process_set`, or all; checks that `op` can work with as many."""
     comm = current()
@@ -198,7 +202,7 @@ def reducible(value, argument, comm, how):
         raise TypeError(f"`{argument}` must hold real numbers. Received: dtype {dtype.name}, op={op.value}.")
     if isinstance(value, tf.IndexedSlices):
         if not linear:
-            raise ValueError(
+            raise UnsupportedError(
                 f"`op` must be hvd.Average or hvd.Sum for tf.IndexedSlices. Received: op={op.value}."
             )
         if not dtype.is_floating and _factor(how) != 1:

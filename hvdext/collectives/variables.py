@@ -42,6 +42,7 @@ def broadcast_variables(
             here the values are assigned, with the same result either way.
 
     Raises:
+        RuntimeError: in a graph of TensorFlow 1.
         TypeError: if `variables` holds something else.
         ValueError: if `root_rank` is not one of the ranks; on every rank alike, if the ranks' variables
             differ (within a `tf.function` a `tf.errors.InvalidArgumentError` when it runs).
@@ -64,8 +65,13 @@ def spread(comm: Communicator, variables: Sequence, root_rank: int, subject: str
         name: the collective's name.
 
     Raises:
-        TypeError, ValueError: as `broadcast_variables`.
+        RuntimeError, TypeError, ValueError: as `broadcast_variables`.
     """
+    if not tf.compat.v1.executing_eagerly_outside_functions():
+        raise RuntimeError(
+            f"`hvd.{subject}` must be called eagerly or in a `tf.function`, since nothing would run what it "
+            "adds to a graph of TensorFlow 1. Received: a call while such a graph is built."
+        )
     facts: dict[str, object] = {"root_rank": root_rank}
     problem: Exception | None = None
     try:

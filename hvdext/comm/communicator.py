@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from hvdext.comm.ledger import Ledger, Traffic
+from hvdext.comm.ledger import Ledger, Traffic, Unmarked
 from hvdext.comm.pickling import check_pickled, pickled, unpickled
 from hvdext.comm.wire_types import bytes_of, movable, moved, scaled, scattered_in, summed_in
 
@@ -307,6 +307,8 @@ class Communicator(abc.ABC):
         A function that has made variables is traced a second time, and may make none when it is traced for
         other arguments. TensorFlow knows which function by the thread.
         """
+        if not tf.compat.v1.executing_eagerly_outside_functions():
+            return Unmarked()
         entry = self.ledger.known(name, self.ranks)
         if entry is not None:
             return entry

@@ -63,6 +63,20 @@ class Entry:
         self.finished.assign(self.started)
 
 
+class Unmarked:
+    """Stands for the entry of a collective in a graph of TensorFlow 1, which cannot hold eager variables.
+
+    The engine's own report of stalls is then the only one.
+    """
+
+    def start(self, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Returns `tensors`."""
+        return list(tensors)
+
+    def finish(self, results: Sequence[tf.Tensor], sent: int | tf.Tensor) -> None:
+        """Marks nothing."""
+
+
 class Ledger:
     """All entries of one process. Safe to read from any thread.
 

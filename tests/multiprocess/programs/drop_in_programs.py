@@ -121,7 +121,65 @@ def _check_warm_up(ranks):
         np.testing.assert_allclose(rates, [half, 0.8, 0.08], rtol=1e-6)
 
 
+def _run_table_of_its_own(hvd):
+    """A table per rank, of its own length, before a shared head; all in the function of the first step."""
+    r = hvd.rank()
+    table = tf.Variable(tf.fill([3 + r, 2], float(r)), name=f"table_{r}")
+    head = tf.Variable([[1.0 + r], [2.0]], name="head")
+    optimizer = keras.optimizers.SGD(1.0, momentum=0.5)
+    optimizer.build([table, head])
+
+    @tf.function
+    def step(first):
+        if first:
+            hvd.broadcast_variables([head], root_rank=1)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.matmul(tf.gather(table, [r]), head))
+        tape = hvd.DistributedGradientTape(tape)
+        tape.register_local_source(table)
+        gradients = tape.gradient(loss, [table, head])
+        optimizer.apply([tf.convert_to_tensor(g) for g in gradients], [table, head])
+        return loss
+
+    return [step(True).numpy().item(), table.numpy().tolist(), head.numpy().tolist()]
+
+
+def _check_table_of_its_own(ranks):
+    size = len(ranks)
+    mean = sum(range(size)) / size  # of the rows that the ranks have looked up
+    for rank, (loss, table, head) in enumerate(ranks):
+        assert loss == 4.0 * rank  # with rank 1's head, [2, 2]
+        expected = np.full((3 + rank, 2), float(rank))
+        expected[rank] -= 2 / size
+        np.testing.assert_allclose(table, expected)
+        np.testing.assert_allclose(head, [[2 - mean], [2 - mean]])
+
+
+def _run_watched(hvd):
+    def gradient(shape):
+        x = tf.fill(shape, hvd.rank() + 1.0)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(x**2)
+        return hvd.DistributedGradientTape(tape).gradient(loss, x).numpy().tolist()
+
+    found = gradient([2, 3])
+    try:  # as long, and so one message: but other numbers would meet
+        gradient([3, 2] if hvd.rank() == 1 else [2, 3])
+    except tf.errors.InvalidArgumentError as error:
+        return found, str(error)
+    return found, "no error"
+
+
+def _check_watched(ranks):
+    for found, text in ranks:
+        assert found == np.full((2, 3), len(ranks) + 1.0).tolist()
+        assert "disagree about which gradients" in text
+
+
 PROGRAMS = {
+    "table of its own": Program(_run_table_of_its_own, _check_table_of_its_own, sizes=(2,)),
+    "watched tensors": Program(_run_watched, _check_watched, sizes=(2,)),
     "places": Program(_run_places, _check_places, sizes=(2,)),
     "broadcast_global_variables": Program(_run_global_variables, _check_global_variables, sizes=(2,)),
     "PartialDistributedOptimizer": Program(_run_partial_optimizer, _check_partial_optimizer, sizes=(2,)),

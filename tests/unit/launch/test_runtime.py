@@ -6,8 +6,10 @@ import types
 
 import keras
 import pytest
+import tensorflow as tf
 
 import hvdext as hvd
+from hvdext.comm.current import process_comm
 from hvdext.launch import arguments
 from hvdext.testing import run_ranks
 
@@ -144,3 +146,13 @@ def test_broadcast_variables(inplace):
         return variable.numpy().tolist()
 
     assert run_ranks(3, one_rank) == [[2.0, 5.0]] * 3
+
+
+def test_numbers_as_tensors_are_asked_anew_whenever_a_graph_runs(alone, monkeypatch):
+    numbers = tf.function(lambda: [hvd.size_op(), hvd.rank_op(), hvd.process_set_included_op()])
+    assert [number.numpy() for number in numbers()] == [1, 0, 1]
+    assert [number.numpy() for number in (hvd.local_size_op(), hvd.local_rank_op())] == [1, 0]
+    monkeypatch.setattr(process_comm(), "ranks", (0, 1, 2))
+    assert [number.numpy() for number in numbers()] == [3, 0, 1]
+    with pytest.raises(ValueError, match=r"`process_set_id` must be .* one of \[0\]. Received: .*=4"):
+        hvd.size_op(4)
