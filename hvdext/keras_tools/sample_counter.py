@@ -77,7 +77,9 @@ class SampleCounter:
         """Whether a step of the user's own decides what Keras' mean of the loss counts."""
         name = f"{kind}_step"
         owners = [next(cls for cls in type(model).__mro__ if name in vars(cls)), *_own(model, name)]
-        return any(owner.__module__.partition(".")[0] not in ("keras", "hvdext") for owner in owners)
+        return any(
+            getattr(owner, "__module__", "").partition(".")[0] not in ("keras", "hvdext") for owner in owners
+        )
 
     def total(self) -> int:
         """Rows so far, never less than before."""
