@@ -118,7 +118,7 @@ def _problem(model: keras.Model, found: Moving) -> str | None:
         names = [layer.name for layer in flat_layers(model) if getattr(layer, "stateful", False)]
         layers = f" (the layers {names} are stateful)" if names else ""
         return (
-            f"{rule}Received: one that changes {_listed(found.others)} in each batch{layers}. "
+            f"{rule}Received: one that changes {_listed(list(dict.fromkeys(found.others)))} in each batch{layers}. "
             "Call the model's own method in one process instead."
         )
     if found.operations:
