@@ -118,7 +118,7 @@ def _problem(model: keras.Model, found: Moving) -> str | None:
         names = [layer.name for layer in flat_layers(model) if getattr(layer, "stateful", False)]
         layers = f" (the layers {names} are stateful)" if names else ""
         return (
-            f"{rule}Received: one that changes {_listed(list(dict.fromkeys(found.others)))} in each batch{layers}. "
+            f"{rule}Received: one that changes {_listed(found.others)} in each batch{layers}. "
             "Call the model's own method in one process instead."
         )
     if found.operations:
@@ -163,5 +163,6 @@ def _flat(outputs):
 
 
 def _listed(names):
+    names = list(dict.fromkeys(names))
     shown = [repr(name) for name in names[:4]]
     return ", ".join(shown) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
