@@ -313,7 +313,7 @@ def _advice(everyone, name, last):
         )
     made = "the mean of the ranks' values, weighted by samples"
     if last is not None and _is_of_a_batch(everyone, name, last):
-        made = "what the last batch of all gave on its rank, as in Keras"
+        made = "what the last batch of all gave (as in Keras, if it is of that batch alone)"
     return (
         f"{name!r} in the logs belongs to no metric of the model; it is {made}. For the value of all "
         f"samples log the result of a keras.metrics.Mean that is an attribute of the model, or pass "

@@ -163,5 +163,6 @@ def _flat(outputs):
 
 
 def _listed(names):
+    names = list(dict.fromkeys(names))
     shown = [repr(name) for name in names[:4]]
     return ", ".join(shown) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
