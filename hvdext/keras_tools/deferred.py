@@ -14,6 +14,7 @@ from keras.src.backend.common import global_state
 from hvdext.keras_tools.replacing import replace
 
 _WAITING = "uninitialized_variables"  # where Keras notes what it has put off
+_RANDOM = "global_seed_generator"  # what layers draw from that have no generator of their own
 _SCOPE = "stateless_scope"  # and what assignments go into
 
 
@@ -49,6 +50,9 @@ def without_values() -> Iterator[keras.StatelessScope]:
     finally:
         _building.scope = outer
         global_state.set_global_attribute(_WAITING, before)
+        generator = global_state.get_global_attribute(_RANDOM)
+        if generator is not None and not has_value(generator.state):
+            global_state.set_global_attribute(_RANDOM, None)  # made within: Keras makes another one
 
 
 @contextlib.contextmanager

@@ -111,6 +111,9 @@ PRIVATE_NAMES: dict[str, dict[str, str]] = {
         "get_keras_mask": "the mask that a tensor carries",
         "set_keras_mask": "the same, to change it",
     },
+    "keras.src.backend.common.stateless_scope": {
+        "stateless_scope": "the scope in which nothing is assigned",
+    },
     "keras.src.backend.common.variables": {
         "uninitialized_variables": "the list of variables that have no value yet",
     },
@@ -126,6 +129,9 @@ PRIVATE_NAMES: dict[str, dict[str, str]] = {
     },
     "keras.src.ops.node": {
         "_keras_history": "which call has made a symbolic tensor",
+    },
+    "keras.src.random.seed_generator": {
+        "global_seed_generator": "the generator of what has none of its own",
     },
     "keras.src.saving.saving_lib": {
         "DiskIOStore": "the assets in a file",

@@ -42,7 +42,8 @@ def clip_over_stages(optimizer: keras.optimizers.Optimizer, comm: Communicator, 
     def clip(gradients):
         mine = squares_of(optimizer, gradients)
         (total,) = comm.allreduce([mine], f"hvdext.pipeline.{name}.norm")
-        return [clipped(g, total, optimizer.global_clipnorm) for g in gradients]
+        # Keras' clipping makes slices dense; optimizers take rows that come twice otherwise than their sum.
+        return [clipped(tf.convert_to_tensor(g), total, optimizer.global_clipnorm) for g in gradients]
 
     clip_by(optimizer, clip)
 

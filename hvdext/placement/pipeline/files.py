@@ -72,6 +72,17 @@ class Files:
         self._first_batch.build_optimizer(self)
         self.whole.load_checkpoint(filepath, self.optimizer)
 
+    def get_config(self):
+        """Refuses: a rank has its own stages only.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "A pipeline's model has no configuration of its own: its method `save`, called by all ranks, "
+            "writes the whole model, as plain Keras opens it."
+        )
+
     def quantize(self, mode=None, *args, **kwargs) -> None:
         """Refuses: files of the whole model need layers as they were cut.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import keras
 import tensorflow as tf
@@ -162,9 +161,10 @@ class PipelineModel(Files, keras.Model):
         if shuffle:
             x = shuffled_alike(self._comm, x, seeds)
             shuffle = not isinstance(x, ShuffledAlike)
+        sample_weight, class_weight = self._here(sample_weight, class_weight)
         if validation_split and validation_data is None:
             (x, y, sample_weight), validation_data = training.split((x, y, sample_weight), validation_split)
-        data = {"batch_size": batch_size} | self._weights(sample_weight, class_weight)
+        data = {"sample_weight": sample_weight, "batch_size": batch_size, "class_weight": class_weight}
         x = self._first_batch.of_epoch(self, x, y, steps, **data)
         if validation_data is not None:
             self._first_batch.of_validation(validation_data, batch_size, options)
@@ -205,8 +205,8 @@ class PipelineModel(Files, keras.Model):
             tf.errors.InvalidArgumentError: as `fit`.
         """
         training.require_compiled(self, "evaluate")
-        weights = self._weights(sample_weight, None)["sample_weight"]
-        data = {"sample_weight": weights, "batch_size": batch_size}
+        (sample_weight,) = self._here(sample_weight)
+        data = {"sample_weight": sample_weight, "batch_size": batch_size}
         # Keras validates within `fit`, which has compared the data; a callback may evaluate others there.
         is_validation = self._is_fitting and isinstance(
             options.get("callbacks"), keras.callbacks.CallbackList
@@ -230,10 +230,10 @@ class PipelineModel(Files, keras.Model):
         """
         training.require_compiled(self, "train_on_batch")
         x, y, problem = self._completed(x, y)
-        weights = self._weights(sample_weight, class_weight)
-        seen = None if problem else (x, y, training.weights_of(y, **weights))
+        sample_weight, class_weight = self._here(sample_weight, class_weight)
+        seen = None if problem else (x, y, training.weights_of(y, sample_weight, class_weight))
         self._first_batch.compare(self, seen, problem)
-        return super().train_on_batch(x, y, **weights, return_dict=return_dict)
+        return super().train_on_batch(x, y, sample_weight, class_weight, return_dict)
 
     def test_on_batch(self, x, y=None, sample_weight=None, return_dict=False):
         """As `keras.Model.test_on_batch`, called by all ranks for the same batch.
@@ -244,7 +244,7 @@ class PipelineModel(Files, keras.Model):
         """
         training.require_compiled(self, "test_on_batch")
         x, y, problem = self._completed(x, y)
-        sample_weight = self._weights(sample_weight, None)["sample_weight"]
+        (sample_weight,) = self._here(sample_weight)
         self._first_batch.compare(self, (x, y, sample_weight), problem)
         return super().test_on_batch(x, y, sample_weight, return_dict)
 
@@ -365,10 +365,9 @@ class PipelineModel(Files, keras.Model):
         except ValueError as error:
             return x, y, str(error)
 
-    def _weights(self, sample_weight, class_weight) -> dict[str, Any]:
+    def _here(self, *weights) -> tuple:
         """Weights of samples, of use where the last stage is: elsewhere there may be no targets for them."""
-        weights = {"sample_weight": sample_weight, "class_weight": class_weight}
-        return weights if self._is_last else dict.fromkeys(weights)
+        return weights if self._is_last else tuple(None for _ in weights)
 
     @property
     def _function(self) -> keras.Function:

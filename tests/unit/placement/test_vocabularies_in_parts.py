@@ -5,14 +5,15 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import hvdext as hvd
 from hvdext.testing import run_ranks
 
 L = keras.layers
 WORDS = np.array([["b", "7"], ["b", "9"], ["a", "7"], ["c", "7"]])
-ASKED = np.array([["a"], ["b"], ["?"], ["c"]])
-NUMBERS = np.array([[7], [9], [8], [7]])
+ASKED = tf.constant([["a"], ["b"], ["?"], ["c"]])
+NUMBERS = tf.constant([[7], [9], [8], [7]], tf.int64)
 
 
 def lookups(adapt=True, order=1):
@@ -29,9 +30,11 @@ def lookups(adapt=True, order=1):
     h = L.Embedding(6, 2, name="table", embeddings_initializer=keras.initializers.RandomNormal(seed=1))(
         words(text)
     )
-    h = L.Dense(2, name="dense", kernel_initializer=keras.initializers.RandomNormal(seed=2))(L.Flatten()(h))
-    wide = L.Concatenate(name="all")([h, keras.ops.cast(numbers(number), "float32")])
-    edges = keras.ops.cast(bins(keras.ops.cast(number, "float32") - 6.5), "float32")
+    h = L.Dense(2, name="dense", kernel_initializer=keras.initializers.RandomNormal(seed=2))(
+        L.Flatten(name="flat")(h)
+    )
+    wide = L.Concatenate(name="all")([h, L.Rescaling(1.0, name="found")(numbers(number))])
+    edges = L.Rescaling(1.0, name="edges")(bins(L.Rescaling(1.0, -6.5, name="moved")(number)))
     return keras.Model([text, number], L.Concatenate(name="end")([wide, edges]), name="lookups")
 
 

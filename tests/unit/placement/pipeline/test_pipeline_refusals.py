@@ -157,11 +157,7 @@ def add_lora(layers):
     layers[0].enable_lora(2)
 
 
-def add_weight(layers):
-    layers[-1].scale = layers[-1].add_weight(shape=(2,), name="scale")
-
-
-@pytest.mark.parametrize("change", [quantize, add_lora, add_weight])
+@pytest.mark.parametrize("change", [quantize, add_lora])
 def test_a_layer_that_is_another_one(change, tmp_path):
     """On the rank of the last stage alone."""
 
@@ -181,7 +177,7 @@ def test_a_layer_that_is_another_one(change, tmp_path):
     assert first == second
     for error in first:
         assert "A pipeline's layers must stay as they were when it was cut" in error
-        assert "Received: layer 'dense_2' with" in error or "Received: layer 'out' with" in error
+        assert "Received: layer 'dense_2' with" in error
     assert not (tmp_path / "whole.keras").exists()
 
 
@@ -345,9 +341,9 @@ def test_data_that_one_rank_cannot_read():
 
 
 def test_a_builder_that_fails_on_one_rank():
-    plan = hvd.plan(cases.plain, 2)
-
     def program(comm):
+        plan = hvd.plan(cases.plain, 2)
+
         def build():
             if comm.rank == 1:
                 raise FileNotFoundError("vocabulary.txt")

@@ -64,7 +64,7 @@ def test_variables_made_of_values():
 def test_a_session_that_is_cleared_allocates_nothing():
     def cleared():
         keras.utils.clear_session(free_memory=False)
-        first = L.Dense(4)
+        first = L.Dense(4, name="first")
         keras.backend.clear_session(free_memory=False)
         return keras.Sequential([keras.Input((3,)), first, L.Dense(2)])
 
