@@ -95,14 +95,14 @@ def _problem(model, steps):
     hook = hook_of(model.optimizer)
     if hook is None:
         return (
-            "`UnevenBatches` needs a model compiled with hvd.DistributedOptimizer; one among its attributes is "
-            f"not enough. Received: the optimizer {model.optimizer.name!r}."
+            "`UnevenBatches` needs a model compiled with hvd.DistributedOptimizer; one among its attributes "
+            f"is not enough. Received: the optimizer {model.optimizer.name!r}."
         )
     others = [one.name for one in optimizers_of(model) if one is not model.optimizer and hooks_of(one)]
     if others:
         return (
             "`UnevenBatches` needs a model with one optimizer that exchanges gradients, since a rank without "
-            "a batch cannot tell which of them is next: give all ranks equally many batches (hvd.data.shard). "
+            "a batch cannot tell which of them is next: give all ranks as many batches (hvd.data.shard). "
             f"Received: {model.optimizer.name!r}, and {others} among the model's attributes."
         )
     if hook.has_keras_accumulation:

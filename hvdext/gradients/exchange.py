@@ -149,6 +149,7 @@ class GradientExchange:
         lists = self._buckets(dense, variables)
         pattern = self._pattern(gradients, variables, shared, (lists, list(places)))
         jobs: list[tuple[int, Any]] = []  # (when it is ready, what to do)
+        gathers: list[tuple[int, Any]] = []
         for i, gradient in enumerate(gradients):
             if gradient is None:
                 continue
@@ -156,17 +157,20 @@ class GradientExchange:
                 if self.options.scale_local_gradients and not is_overwritten(variables[i]):
                     result[i] = map_gradient(lambda g: g / comm.size, gradient)
             elif is_overwritten(variables[i]):
-                jobs.append((i, partial(self._maximum, comm, result, i)))
+                gathers.append((i, partial(self._maximum, comm, result, i)))
             elif i not in dense:
-                jobs.append((i, partial(self._gather_slices, comm, result, i)))
-        for number, members in enumerate(lists):
+                gathers.append((i, partial(self._gather_slices, comm, result, i)))
+        for number, members in enumerate(lists or [[]] * any(shared)):
             name = f"hvdext.grad.{self.name}.{number}"
             reduce = partial(self._reduce, comm, result, variables, members, name, pattern)
-            jobs.append((min(members), reduce))
+            jobs.append((min(members, default=0), reduce))
         # TensorFlow keeps collectives in the order in which they are written: last layer first, as
         # backward produces them.
-        for _, job in sorted(jobs, key=lambda job: -job[0]):
-            job()
+        checked = [job() for _, job in sorted(jobs, key=lambda job: -job[0])]
+        # Whose gradient is gathered must be known by then: one that is none elsewhere would wait for ever.
+        with tf.control_dependencies(checked[:1]):
+            for _, job in sorted(gathers, key=lambda job: -job[0]):
+                job()
         if contributors is not None:
             self._rescale(result, variables, shared, comm.size / contributors)
         return result
@@ -194,14 +198,16 @@ class GradientExchange:
         )
 
     def _reduce(self, comm, result, variables, members, name, pattern):
-        """Replaces the dense gradients of one bucket by their combination."""
+        """Replaces the dense gradients of one bucket by their combination; what it returns is checked."""
         with tf.device(self.options.device_dense or None):
             tensors = [_dense(result[i], variables[i]) for i in members]
-            *combined, bits = self._combined(comm, [*tensors, pattern.bits(tensors[0].dtype)], name)
+            dtype = tensors[0].dtype if tensors else tf.float32
+            *combined, bits = self._combined(comm, [*tensors, pattern.bits(dtype)], name)
             copies = comm.size if self.options.op is ReduceOp.SUM else 1
-            combined = pattern.checked(combined, bits, copies, comm.size)
+            *combined, bits = pattern.checked([*combined, bits], bits, copies, comm.size)
         for i, tensor in zip(members, combined, strict=True):
             result[i] = tensor
+        return bits
 
     def _combined(self, comm, tensors, name):
         if self.options.op is ReduceOp.ADASUM:
