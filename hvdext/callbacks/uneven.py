@@ -102,9 +102,8 @@ def _problem(model, steps):
     if others:
         return (
             "`UnevenBatches` needs a model with one optimizer that exchanges gradients, since a rank without "
-            "a batch cannot tell which of them is next: give all ranks equally many batches "
-            f"(hvd.data.shard). Received: {model.optimizer.name!r}, and {others} among the model's "
-            "attributes."
+            "a batch cannot tell which of them is next: give all ranks as many batches (hvd.data.shard). "
+            f"Received: {model.optimizer.name!r}, and {others} among the model's attributes."
         )
     if hook.has_keras_accumulation:
         return (

@@ -157,6 +157,7 @@ class GradientExchange:
         numbers = _numbers(shared)
         pattern = self._pattern(gradients, variables, shared, lists, places)
         jobs: list[tuple[int, Any]] = []  # (when it is ready, what to do)
+        gathers: list[tuple[int, Any]] = []
         for i, gradient in enumerate(gradients):
             if gradient is None:
                 continue
@@ -164,18 +165,21 @@ class GradientExchange:
                 if self.options.scale_local_gradients and not is_overwritten(variables[i]):
                     result[i] = map_gradient(lambda g: g / comm.size, gradient)
             elif is_overwritten(variables[i]):
-                jobs.append((i, partial(self._maximum, comm, result, i, numbers[i])))
+                gathers.append((i, partial(self._maximum, comm, result, i, numbers[i])))
             elif i not in dense:
-                jobs.append((i, partial(self._gather_slices, comm, result, i, numbers[i])))
-        for number, members in enumerate(lists):
+                gathers.append((i, partial(self._gather_slices, comm, result, i, numbers[i])))
+        for number, members in enumerate(lists or [[]] * any(shared)):
             name = f"hvdext.grad.{self.name}.{number}"
             told = None if number else rows
             reduce = partial(self._reduce, comm, result, variables, members, name, pattern, told)
-            jobs.append((min(members), reduce))
+            jobs.append((min(members, default=0), reduce))
         # TensorFlow keeps collectives in the order in which they are written: last layer first, as
         # backward produces them.
-        for _, job in sorted(jobs, key=lambda job: -job[0]):
-            job()
+        checked = [job() for _, job in sorted(jobs, key=lambda job: -job[0])]
+        # Whose gradient is gathered must be known by then: one that is none elsewhere would wait for ever.
+        with tf.control_dependencies(checked[:1]):
+            for _, job in sorted(gathers, key=lambda job: -job[0]):
+                job()
         if contributors is not None:
             self._rescale(result, variables, shared, comm.size / contributors)
         return [added_up(g, v) for g, v in zip(result, variables, strict=True)]
@@ -205,20 +209,21 @@ class GradientExchange:
         )
 
     def _reduce(self, comm, result, variables, members, name, pattern, rows):
-        """Replaces the dense gradients of one bucket by their combination."""
+        """Replaces the dense gradients of one bucket by their combination; what it returns is checked."""
         op = self.options.op
         with tf.device(self.options.device_dense or None):
             tensors = [_dense(result[i], variables[i]) for i in members]
-            dtype = tensors[0].dtype
+            dtype = tensors[0].dtype if tensors else tf.float32
             are_sizes_told = rows is not None and op is not ReduceOp.ADASUM and dtype.size >= 4
             sizes = [self._batch_sizes.numbers(comm, rows, dtype)] if are_sizes_told else []
             *combined, bits = self._combined(comm, [*tensors, *sizes, pattern.bits(dtype)], name)
             copies = comm.size if op is ReduceOp.SUM else 1
-            combined = pattern.checked(combined, bits, copies, comm.size)
+            *combined, bits = pattern.checked([*combined, bits], bits, copies, comm.size)
             if are_sizes_told:
                 self._batch_sizes.look(comm, combined.pop() * (comm.size // copies))
         for i, tensor in zip(members, combined, strict=True):
             result[i] = tensor
+        return bits
 
     @property
     def _batch_sizes(self):

@@ -80,6 +80,7 @@ class FitMeeting:
 
     def _plan(self, epochs, steps):
         plan = {"epochs": epochs} | vocabulary_facts(self._model)
+        plan |= {f"optimizer {i}": type(hook.optimizer).__name__ for i, hook in enumerate(self._hooks)}
         if not self._is_uneven:
             plan["steps per epoch (hvd.callbacks.UnevenBatches lets them differ)"] = steps
         return plan

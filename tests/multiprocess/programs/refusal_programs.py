@@ -119,6 +119,40 @@ def _other_steps(hvd):
     )
 
 
+def _other_rate_meanwhile(hvd):
+    model = _model(hvd)
+    model.set_weights([np.full_like(w, 0.5) for w in model.get_weights()])
+
+    def change(epoch, logs):
+        model.optimizer.learning_rate = 0.1 + hvd.rank()
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=change)
+    _fit(model, epochs=2, callbacks=[callback])
+
+
+def _stops_alone(hvd):
+    model = _model(hvd)
+    model.set_weights([np.full_like(w, 0.5) for w in model.get_weights()])
+
+    def stop(epoch, logs):
+        model.stop_training = hvd.rank() == 0
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=stop)
+    _fit(model, epochs=2, callbacks=[callback])
+
+
+def _order_of_its_own(hvd):
+    hvd.data.shard(tf.data.Dataset.range(64).shuffle(64, seed=hvd.rank()), batch_size=2)
+
+
+def _other_vocabulary(hvd):
+    words = keras.layers.StringLookup(vocabulary=["a", "b", "c"][:: -1 if hvd.rank() else 1])
+    model = keras.Sequential([keras.Input((1,), dtype="string"), words, keras.layers.Embedding(4, 1)])
+    model.set_weights([np.ones_like(w) for w in model.get_weights()])
+    model.compile(hvd.DistributedOptimizer(keras.optimizers.SGD(0.1)), "mse")
+    model.fit(tf.constant([["a"], ["b"]]), np.ones((2, 1, 1)), verbose=0)
+
+
 def _other_passes(hvd):
     applied(hvd, gradients_of(0), backward_passes_per_step=2 if hvd.rank() == 1 else 3)
 
@@ -270,6 +304,12 @@ PROGRAMS = {
         "3 ranks",
         sizes=(3,),
     ),
+    "a learning rate that changes on one rank": _program(
+        _other_rate_meanwhile, "ValueError", "learning_rate", "AsOneProcess", "before epoch 2"
+    ),
+    "a rank that stops alone": _program(_stops_alone, "ValueError", "AsOneProcess", "rank 0: the end"),
+    "an order of its own": _program(_order_of_its_own, "ValueError", "same order", "ShuffleDataset.seed2"),
+    "a vocabulary of its own": _program(_other_vocabulary, "ValueError", "vocabulary 0", "rank 0: "),
     "a head on each rank": Program(_heads_of_its_own, _check_refused, sizes=(2, 4)),
     "weights of its own": Program(_weights_of_its_own, _check_refused, sizes=(2, 4)),
     # After all this, the ranks can still talk.

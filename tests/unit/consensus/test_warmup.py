@@ -471,7 +471,7 @@ def test_rank_0_reports(capsys):
         ({"rounds": 0}, "`rounds` must be an integer of at least 1. Received: rounds=0."),
         ({"root_rank": -1}, "`root_rank` must be an integer of at least 0. Received: root_rank=-1."),
         ({"select": []}, "`select` must hold at least one pattern. Received: []."),
-        ({"scales": 1}, "`hvd.WarmupPerturbation` has no argument `scales`. Did you mean `scale`?"),
+        ({"scales": 1}, "`hvd.callbacks.WarmupPerturbation` has no argument `scales`. Did you mean `scale`?"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )

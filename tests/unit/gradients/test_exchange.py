@@ -77,7 +77,9 @@ def test_dense_layers_after_an_embedding_are_exchanged_before_it(monkeypatch):
     ]
 
 
-def test_a_bucket_that_waits_for_the_first_layer_comes_last(monkeypatch):
+def test_slices_are_gathered_once_a_bucket_has_told_whose_there_are(monkeypatch):
+    """Also where the bucket waits for the first layer."""
+
     class Both(keras.layers.Layer):
         """Its weights lie around those of the embedding."""
 
@@ -94,7 +96,7 @@ def test_a_bucket_that_waits_for_the_first_layer_comes_last(monkeypatch):
             return self.first(keras.ops.cast(x, "float32")) + keras.ops.mean(self.words(x), axis=1)
 
     assert _grad_collectives(monkeypatch, lambda: [Both(), *_dense()]) == [
+        "hvdext.grad.sgd.0",
         "hvdext.grad.sgd.sparse1.values",
         "hvdext.grad.sgd.sparse1.indices",
-        "hvdext.grad.sgd.0",
     ]

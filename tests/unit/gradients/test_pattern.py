@@ -94,6 +94,45 @@ def test_a_layer_that_one_rank_freezes():
     run_ranks(2, run)
 
 
+@pytest.mark.parametrize("in_graph", [True, False], ids=["graph", "eager"])
+def test_another_table_on_each_rank_where_all_gradients_are_sparse(in_graph):
+    """What is gathered for a table that the other rank has left out would be waited for."""
+
+    def run(comm):
+        tables = [keras.Variable(np.ones((4, 2)), name=name) for name in ("one", "two")]
+        optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(1.0))
+
+        def step(used):
+            rows = [tf.IndexedSlices(tf.ones([1, 2]), tf.constant([1]), tf.constant([4, 2])) for _ in tables]
+            optimizer.apply([g if u else None for g, u in zip(rows, used, strict=True)], tables)
+
+        step = tf.function(step) if in_graph else step
+        step((True, True))
+        with pytest.raises(tf.errors.InvalidArgumentError, match=DISAGREE):
+            step((comm.rank == 0, comm.rank == 1))
+        return [table.numpy()[1, 0].item() for table in tables]
+
+    assert run_ranks(2, run) == [[0.0, 0.0]] * 2
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+def test_a_tape_notices_too(sparse):
+    def run(comm):
+        tables = [tf.Variable(np.ones((4, 2), "float32"), name=name) for name in ("one", "two")]
+
+        def gradients(used):
+            with hvd.DistributedGradientTape(tf.GradientTape()) as tape:
+                values = [tf.gather(t, [1]) if sparse else 2 * t for t in tables]
+                loss = tf.add_n([tf.reduce_sum(v) * u for v, u in zip(values, used, strict=True) if u])
+            return tape.gradient(loss, tables)
+
+        gradients((1, 1))
+        with pytest.raises(tf.errors.InvalidArgumentError, match=DISAGREE):
+            gradients((1 - comm.rank, comm.rank))
+
+    run_ranks(2, run)
+
+
 def test_what_an_earlier_training_has_left_over_is_dropped():
     """4 batches in cycles of 3 leave one, whose gradient belongs to other weights and other data."""
 

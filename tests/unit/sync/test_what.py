@@ -360,7 +360,7 @@ def test_wrong_words_get_the_nearest():
     with pytest.raises(ValueError, match=r"`order` must be .* Received: order=None.$"):
         Rotating(2, order=None)
     with pytest.raises(
-        TypeError, match=r"`hvd.Rotating` has no argument `fragment`. Did you mean `fragments`"
+        TypeError, match=r"`hvd.sync.Rotating` has no argument `fragment`. Did you mean `fragments`"
     ):
         Rotating(fragment=2)
 
