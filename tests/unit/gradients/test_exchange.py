@@ -7,9 +7,19 @@ import tensorflow as tf
 
 import hvdext as hvd
 from hvdext.testing import ThreadComm, run_ranks
-from tests.multiprocess.programs import exchange_programs, overflow_programs, refusal_programs
+from tests.multiprocess.programs import (
+    count_programs,
+    exchange_programs,
+    overflow_programs,
+    refusal_programs,
+)
 
-PROGRAMS = exchange_programs.PROGRAMS | overflow_programs.PROGRAMS | refusal_programs.PROGRAMS
+PROGRAMS = (
+    exchange_programs.PROGRAMS
+    | count_programs.PROGRAMS
+    | overflow_programs.PROGRAMS
+    | refusal_programs.PROGRAMS
+)
 # Real ranks come in twos and fours, so threads come in threes where they can.
 PAIRS = [(3 if 3 in program.sizes else program.sizes[-1], name) for name, program in PROGRAMS.items()]
 
