@@ -12,12 +12,12 @@ def test_sums_and_rows_meet_in_sessions():
     def program(comm):
         with tf.Graph().as_default(), tf.compat.v1.Session() as session:
             mine = tf.constant([comm.rank + 1.0])
-            found = session.run(
-                [hvd.allreduce(mine, op=hvd.Sum), hvd.allgather(mine), hvd.broadcast(mine, 1)]
-            )
+            swapped = hvd.alltoall(tf.tile(mine, [2]))
+            asked = [hvd.allreduce(mine, op=hvd.Sum), hvd.allgather(mine), hvd.broadcast(mine, 1), swapped]
+            found = session.run(asked)
         return [value.tolist() for value in found], comm.traffic()
 
-    expected = [[3.0], [1.0, 2.0], [2.0]]
+    expected = [[3.0], [1.0, 2.0], [2.0], [1.0, 2.0]]
     assert run_ranks(2, program) == [(expected, {})] * 2
 
 
