@@ -21,6 +21,15 @@ def test_sums_and_rows_meet_in_sessions():
     assert run_ranks(2, program) == [(expected, {})] * 2
 
 
+def test_the_gradient_of_a_broadcast_meets_on_ranks_that_get_nothing():
+    def program(comm):
+        with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+            mine = tf.constant([comm.rank + 1.0])
+            return session.run(tf.gradients(hvd.broadcast(mine, 1) * (comm.rank + 1.0), mine))[0].tolist()
+
+    assert run_ranks(2, program) == [[0.0], [1.5]]
+
+
 @pytest.mark.parametrize("call", [hvd.broadcast_variables, hvd.broadcast_])
 def test_variables_are_refused(call):
     variable = tf.Variable(np.ones(1))
