@@ -172,8 +172,9 @@ def row_counts(comm, tensor, splits, name):
     """How many rows this rank sends to each and receives from each; an error on all ranks if any is wrong."""
     rows = tf.shape(tensor, tf.int64)[0]
     given = tf.fill([comm.size], rows // comm.size) if splits is None else splits
-    fits = tf.logical_and(tf.size(given) == comm.size, tf.reduce_all(given >= 0))
-    fits = tf.logical_and(fits, tf.reduce_sum(given) == rows)
+    # Not ==, which compares the objects in graphs of TensorFlow 1.
+    fits = tf.logical_and(tf.equal(tf.size(given), comm.size), tf.reduce_all(given >= 0))
+    fits = tf.logical_and(fits, tf.equal(tf.reduce_sum(given), rows))
     # A rank whose splits are wrong still sends a row of the right length, since the others wait for it.
     sent = tf.where(fits, tf.pad(given, [[0, comm.size]])[: comm.size], -1)
     everyone = tf.reshape(comm.allgather(sent, name), [comm.size, comm.size])

@@ -105,7 +105,8 @@ def broadcast(comm: Communicator, tensor: tf.Tensor, root: int, name: str) -> tf
 
     def backward(gradients):
         (mean,) = allreduce(comm, gradients, numbered(f"{name}.gradient"), op=ReduceOp.AVERAGE)
-        return [mean if comm.rank == root else tf.zeros_like(mean)]
+        with tf.control_dependencies([mean]):  # a session leaves out what zeros do not need
+            return [tf.identity(mean if comm.rank == root else tf.zeros_like(mean))]
 
     return with_gradient(lambda values: comm.broadcast(values, root, name), backward, [tensor])[0]
 
