@@ -12,6 +12,8 @@ from pathlib import Path
 
 import keras
 
+from tests.multiprocess.habits.every import HABITS
+from tests.multiprocess.habits.way import Alone, Ranks
 from tests.multiprocess.launching.quick_building import build_quickly, optimize_no_graphs
 from tests.multiprocess.programs import cases
 
@@ -26,6 +28,9 @@ def alone() -> dict:
     results = {}
     for name, case in cases.CASES.items():
         results[name] = _result(cases.train_alone, case)
+        keras.utils.clear_session(free_memory=False)
+    for name, main in HABITS.items():
+        results[f"habit {name}"] = _result(main, Alone())
         keras.utils.clear_session(free_memory=False)
     assert "hvdext" not in sys.modules
     return results
@@ -50,6 +55,9 @@ def on_ranks() -> dict:
         keras.utils.clear_session(free_memory=False)
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
+    for name, main in HABITS.items() if size == 2 else ():
+        results[f"habit {name}"] = _result(main, Ranks(hvd))
+        keras.utils.clear_session(free_memory=False)
     build_quickly()
     gc.freeze()  # to Python's collector a graph being built looks like much work
     gc.set_threshold(20_000)
