@@ -101,13 +101,13 @@ def test_cut_models_and_their_files(tmp_path):
     path = str(tmp_path / "whole.keras")
     given = lookups()
     models = [given, lookups(adapt=False)]
-    fresh = [lookups(adapt=False) for _ in range(2)]
+    fresh = [lookups(order=2) for _ in range(2)]  # of two words
 
     def program(comm):
         cut = hvd.slice_layers(models[comm.rank], {"dense": "column"})
         hvd.save_uncut(cut, path)
         loaded = hvd.slice_layers(fresh[comm.rank], {"dense": "column"})
-        loaded.predict([ASKED, NUMBERS], verbose=0)  # traced without
+        loaded.predict([ASKED, NUMBERS], verbose=0)  # traced with its own
         hvd.load_uncut(loaded, path)
         return [model.predict([ASKED, NUMBERS], verbose=0) for model in (cut, loaded)]
 
