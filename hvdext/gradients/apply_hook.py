@@ -325,7 +325,8 @@ class ApplyHook:
 
     def _accumulate_in_keras(self, gradients, variables):
         """Keras adds up micro-batches itself; what it is about to clip and apply is combined first."""
-        self._to_clip = [v for g, v in zip(gradients, variables, strict=True) if g is not None]
+        pairs = zip(gradients, variables, strict=True)
+        self._to_clip = [v for g, v in pairs if g is not None and not is_overwritten(v)]
         self._plain_apply(gradients, variables)
 
     def _combine_accumulated(self, gradients):
@@ -350,7 +351,8 @@ class ApplyHook:
 
         `gradients` is None on a rank that has had no batch yet.
         """
-        check_keras_accumulation(outer, self.optimizer, variables)
+        if self.exchange.comm().size > 1:
+            check_keras_accumulation(outer, self.optimizer, variables)
         check_members(self.optimizer)
         accumulator = self.accumulator
         with tf.init_scope():  # eagerly, also while Keras traces its training step

@@ -27,6 +27,7 @@ _CHANGES = (
     # Keras 3.
     (r",\s*experimental_run_tf_function=False", ""),
     (r",\s*input_length=10", ""),
+    (r",\s*fused=False", ""),
     (r"\blr=(0\.\d+)", r"learning_rate=\1"),
     (r"optimizer\.lr\.numpy\(\)", "optimizer.learning_rate.numpy()"),
     (r"keras\.layers\.ThresholdedReLU\((0\.\d+)\)", r"keras.layers.ReLU(threshold=\1)"),
