@@ -6,8 +6,10 @@ from typing import Any
 
 import keras
 
+from hvdext.common.log import warn
 from hvdext.gradients.apply_hook import ApplyHook, hooks_of
 from hvdext.gradients.fit_meeting import FitMeeting
+from hvdext.keras_tools.batch_norm import own_statistics
 from hvdext.keras_tools.models import optimizers_of
 
 
@@ -27,6 +29,7 @@ class _Teller(keras.callbacks.Callback):
 
     def __init__(self, model: keras.Model, hooks: list[ApplyHook], x: Any):
         super().__init__()
+        self._model = model
         self._hooks = hooks
         self._meeting = FitMeeting(model, hooks, x)
 
@@ -35,6 +38,7 @@ class _Teller(keras.callbacks.Callback):
         self._meeting.begins(params.get("epochs"), params.get("steps"))
         for hook in self._hooks:
             hook.training_begins()
+        _tell_of_statistics(self._model, self._hooks[0].exchange.comm())
 
     def on_epoch_begin(self, epoch, logs=None):
         self._meeting.at_epoch(epoch)
@@ -43,3 +47,12 @@ class _Teller(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self._meeting.ends()
+
+
+def _tell_of_statistics(model, comm):
+    names = own_statistics(model) if comm.size > 1 and comm.rank == 0 else []
+    if names:
+        warn(
+            f"BatchNormalization layers {names} normalize by each rank's own batch, one process does by the "
+            "whole one: hvd.SyncBatchNormalization in their place takes all ranks' batches together."
+        )

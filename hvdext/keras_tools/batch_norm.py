@@ -1,9 +1,22 @@
-"""Batch normalization whose statistics a subclass may compute in its own way."""
+"""Batch normalization: whose batch it looks at, and how a subclass may compute statistics in its own way."""
 
 from __future__ import annotations
 
 import keras
 import tensorflow as tf
+
+from hvdext.keras_tools.models import flat_layers
+
+
+def own_statistics(model: keras.Model) -> list[str]:
+    """The names of layers in `model` whose training steps normalize by the batch of their own process."""
+    return [
+        layer.name
+        for layer in flat_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization)
+        and layer.trainable
+        and not getattr(layer, "exchanges_forward", False)
+    ]
 
 
 class BatchNormalization(keras.layers.BatchNormalization):

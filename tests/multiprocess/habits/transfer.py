@@ -14,9 +14,9 @@ BATCH = 8
 
 def main(way):
     keras.utils.set_random_seed(1)
-    base = keras.Sequential(
-        [keras.Input((6,)), layers.Dense(8), layers.BatchNormalization(), layers.ReLU()], name="base"
-    )
+    features = keras.Input((6,))
+    norm = layers.BatchNormalization()
+    base = keras.Model(features, layers.ReLU()(norm(layers.Dense(8)(features))), name="base")
     inputs = keras.Input((6,))
     outputs = layers.Dense(1, name="head")(base(inputs, training=False))
     model = keras.Model(inputs, outputs)
@@ -30,9 +30,8 @@ def main(way):
     model.compile(way.optimizer(keras.optimizers.Adam(1e-2)), "mse", metrics=["mae"])
     first = model.fit(way.share(x), way.share(y), callbacks=list(way.callbacks), **arguments)
     base.trainable = True
+    norm.trainable = False  # as the guide has it: its statistics stay
     model.compile(way.optimizer(keras.optimizers.Adam(1e-3)), "mse", metrics=["mae"])
     second = model.fit(way.share(x), way.share(y), callbacks=list(way.callbacks), **arguments)
-    logs = {
-        f"{key} {phase.epoch[0]}": value for phase in (first, second) for key, value in phase.history.items()
-    }
+    logs = {key: first.history[key] + second.history[key] for key in first.history}
     return {"weights": weights_of(model), "logs": logs}
