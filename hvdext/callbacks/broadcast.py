@@ -100,6 +100,7 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
         else:
             # What has been adapted is built, and compared before the first step.
             adapted = [layer for layer in flat_layers(self.model) if hasattr(layer, "finalize_state")]
+            _build_alike(comm, adapted)
             broadcast_variables([v for layer in adapted for v in layer.variables], self._root_rank)
             derive_anew(adapted)
             self._broadcast_before_first_step()
@@ -154,6 +155,16 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):
 
 def _others_of(model):
     return [optimizer for optimizer in optimizers_of(model) if optimizer is not model.optimizer]
+
+
+def _build_alike(comm, layers):
+    """Builds, on every rank, what has been adapted on some."""
+    mine = [layer.get_build_config() if layer.built else None for layer in layers]
+    everyone = comm.allgather_object(mine, "hvdext.broadcast.adapted")
+    for layer, *configs in zip(layers, *everyone, strict=False):
+        known = [config for config in configs if config is not None]
+        if known and not layer.built:
+            layer.build_from_config(known[0])
 
 
 def _require_parts(comm, model):

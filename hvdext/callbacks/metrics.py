@@ -169,7 +169,8 @@ class MetricAverageCallback(keras.callbacks.Callback):
 
 def _refuse_other_numbers(comm, everyone):
     """Ranks that log nothing have no names; others that differ in Keras' numbers only mean the same."""
-    logged = {rank: list(f["values"]) for rank, f in zip(comm.ranks, everyone, strict=True) if f["values"]}
+    told = zip(comm.ranks, everyone, strict=True)
+    logged = {rank: list(facts["values"]) for rank, facts in told if facts.get("values")}
     without = {tuple(renumbered(sorted(names))) for names in logged.values()}
     if len(without) == 1 and len({tuple(sorted(names)) for names in logged.values()}) > 1:
         shown = "; ".join(f"rank {rank}: {sorted(names)}" for rank, names in logged.items())

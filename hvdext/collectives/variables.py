@@ -47,7 +47,6 @@ def broadcast_variables(
         ValueError: if `root_rank` is not one of the ranks; on every rank alike, if the ranks' variables
             differ (within a `tf.function` a `tf.errors.InvalidArgumentError` when it runs).
     """
-    variables = _require_variables(variables)
     comm = current()
     if process_set is not None:
         comm = comm.subset(process_set.ranks)
@@ -75,7 +74,7 @@ def spread(comm: Communicator, variables: Sequence, root_rank: int, subject: str
     facts: dict[str, object] = {"root_rank": root_rank}
     problem: Exception | None = None
     try:
-        root, variables = place_of_root(comm, root_rank), _checked(variables)
+        root, variables = place_of_root(comm, root_rank), _require_variables(variables)
         facts |= {"number of variables": len(variables)}
         facts |= {f"variable {i}": content_of(v) for i, v in enumerate(variables)}
     except (TypeError, ValueError) as error:  # told to the other ranks first, who would wait for this one
@@ -92,14 +91,6 @@ def spread(comm: Communicator, variables: Sequence, root_rank: int, subject: str
         for variable, value in zip(variables, received, strict=True):
             variable.assign(value)
     return received
-
-
-def _checked(variables):
-    variables = list(variables)
-    strangers = [v for v in variables if not isinstance(v, (tf.Variable, keras.Variable))]
-    if strangers:
-        raise TypeError(f"`variables` must hold Keras or TensorFlow variables. Received: {strangers}.")
-    return variables
 
 
 @suggests_keywords

@@ -13,6 +13,7 @@ import keras
 from hvdext.collectives.vocabularies import vocabulary_facts
 from hvdext.comm import agreement
 from hvdext.comm.guards import guards_of
+from hvdext.comm.mismatch import mismatch
 from hvdext.comm.watchdog import FIT_MEETING
 from hvdext.data.drawn import rows_drawn
 from hvdext.data.same_order import difference, rows_of
@@ -112,10 +113,10 @@ def _compare(comm, point, facts, rows, rule):
     points = [{f"point ({_AS_ONE})": point.partition(" (")[0]} for point, _, _ in everyone]
     if len(set(map(str, points))) > 1:
         points = [{f"point ({_AS_ONE})": point} for point, _, _ in everyone]
-        raise ValueError(agreement.disagreement("where they are in model.fit", points, comm.ranks))
+        raise mismatch(agreement.disagreement("where they are in model.fit", points, comm.ranks))
     views = [facts for _, facts, _ in everyone]
     if any(view != views[0] for view in views):
-        raise ValueError(agreement.disagreement(f"model.fit, {point}", views, comm.ranks))
+        raise mismatch(agreement.disagreement(f"model.fit, {point}", views, comm.ranks))
     problem = difference([rows for _, _, rows in everyone], comm.ranks, rule)
     if problem is not None:
         raise ValueError(problem)

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
+from hvdext.comm.mismatch import mismatch
 from hvdext.gradients.accumulation import kind_of
 from hvdext.gradients.exchange import GradientExchange
 from hvdext.keras_tools.optimizers import learning_rate_of, with_members
@@ -116,7 +117,7 @@ def common_kinds(
     mine = {f"variable {i}": told for i, told in enumerate(described(variables))}
     everyone = comm.allgather_object((kinds, mine), "hvdext.agreement.kinds")
     if any(theirs != mine for _, theirs in everyone):
-        raise ValueError(agreement.disagreement(subject, [facts for _, facts in everyone], comm.ranks))
+        raise mismatch(agreement.disagreement(subject, [facts for _, facts in everyone], comm.ranks))
     return next((kinds for kinds, _ in everyone if kinds is not None), None)
 
 

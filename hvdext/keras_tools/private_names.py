@@ -170,6 +170,25 @@ PRIVATE_NAMES: dict[str, dict[str, str]] = {
     "tensorflow.Graph": {
         "_get_function": "the body of a call in a graph",
     },
+    "tensorflow.python.data.ops.from_tensor_slices_op._TensorSliceDataset": {
+        "_tensors": "the rows that a data set is made of",
+    },
+    "tensorflow.python.data.ops.map_op._ParallelMapDataset": {
+        "_deterministic": "whether elements keep their order",
+    },
+    "tensorflow.python.data.ops.range_op._RangeDataset": {
+        "_start": "the first number",
+        "_step": "how far it is to the next one",
+        "_stop": "the number after the last one",
+    },
+    "tensorflow.python.data.ops.readers.TFRecordDatasetV2": {
+        "_filenames": "the files that are read",
+    },
+    "tensorflow.python.data.ops.shuffle_op._ShuffleDataset": {
+        "_reshuffle_each_iteration": "whether each pass has another order",
+        "_seed": "what decides the order",
+        "_seed2": "the other half of it",
+    },
     "tensorflow.python.eager.context": {
         "global_seed": "the seed that `tf.random.set_seed` was given",
     },

@@ -145,6 +145,7 @@ _BEFORE_INIT = {
     "allgather": lambda: hvd.allgather(_X),
     "allgather_object": lambda: hvd.allgather_object(1),
     "allreduce": lambda: hvd.allreduce(_X),
+    "loss_weight": lambda: hvd.loss_weight(1.0),
     "alltoall": lambda: hvd.alltoall(_X, splits=[2]),
     "barrier": lambda: hvd.barrier(),
     "broadcast": lambda: hvd.broadcast(_X, 0),

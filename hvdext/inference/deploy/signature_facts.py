@@ -61,7 +61,7 @@ def _kinds(value) -> Iterator[str]:
     kind = value.WhichOneof("kind")
     if kind == "type_spec_value":
         name = struct_pb2.TypeSpecProto.TypeSpecClass.Name(value.type_spec_value.type_spec_class)
-        yield name.removesuffix("_SPEC").title().replace("_", "")
+        yield name.removesuffix("SPEC").title().replace("_", "")
     elif kind in ("tuple_value", "list_value"):
         for part in getattr(value, kind).values:
             yield from _kinds(part)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import hvdext as hvd
+from hvdext.comm.communicator import SoloComm
+from hvdext.comm.current import use
 
 
 @pytest.mark.parametrize(
@@ -76,5 +78,5 @@ def test_a_wrong_name_loads_no_tensorflow():
     ],
 )
 def test_what_beginners_write(call, message):
-    with pytest.raises((TypeError, ValueError), match=message):
+    with use(SoloComm()), pytest.raises((TypeError, ValueError), match=message):
         call()

@@ -298,13 +298,13 @@ ERRORS = {
     ),
     r"ValueError: `samples` must be given": lambda c: _quiet().unify(_linear()),
     r"ValueError: `samples` must be a whole number.*samples=-1": lambda c: _quiet().unify(_linear(), -1),
-    r"ValueError: .*disagree(.*\n)*.*rank 1: '`samples` must": lambda c: _quiet().unify(
+    r"MismatchError: .*disagree(.*\n)*.*rank 1: `samples` must": lambda c: _quiet().unify(
         _linear(), 1 - 2 * c.rank
     ),
     r"ValueError: The model must be built": lambda c: _quiet().unify(
         keras.Sequential([keras.layers.Dense(1)]), 1
     ),
-    r"ValueError: .*disagree(.*\n)*.*weight_by: rank 0: None; rank 1: 'samples'": lambda c: _quiet(
+    r"MismatchError: .*disagree(.*\n)*.*weight_by: rank 0: None; rank 1: 'samples'": lambda c: _quiet(
         weight_by=[None, "samples"][c.rank]
     ).unify(_linear(), 1),
     r"ValueError: .*(\n.*)*must hold 2 batches.*with 1": lambda c: _quiet(

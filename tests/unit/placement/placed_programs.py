@@ -321,7 +321,7 @@ def its_own_training_step():
 
     whole = Whole()
     message = _message(lambda: hvd.place(whole, hvd.plan(whole, 2)))
-    assert message.endswith("Received: Whole 'whole', which has one, and Whole.train_step."), message
+    assert message.endswith("Received: Whole 'whole', which has one, and Own.train_step."), message
 
 
 def refusals():

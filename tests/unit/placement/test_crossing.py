@@ -76,7 +76,7 @@ def test_a_sync_over_the_data_axis_of_a_pipeline_of_cut_layers():
         build = lambda: cases.build(hvd, grid)  # noqa: E731
         with grid.data_parallel():
             model = hvd.pipeline(build, hvd.plan(build, 2, pins=cases.STAGES), 2, grid=grid)
-            return cases.held(fitted(model, rows[grid.place.data], callbacks=[hvd.LocalSGD(every=1)]))
+            return cases.held(fitted(model, rows[grid.place.data], callbacks=[hvd.sync.LocalSGD(every=1)]))
 
     alone = [fitted(cases.build(), mine).get_weights() for mine in rows]
     paths = [v.path for v in cases.build().weights]

@@ -96,7 +96,6 @@ def test_averaging_every_step_with_sgd_is_synchronous_sgd(size, steps_per_execut
         lambda s: s.LocalSGD(3),
         lambda s: s.LocalSGD(3, wire="int8"),
         lambda s: s.PartialSync(s.Rotating(2), 4, delay=2),
-        lambda s: s.SMA(2, 0.5),
         lambda s: s.LocalSGD(2, whom=s.Ring()),
         lambda s: s.AsyncGossip(whom=s.Exponential()),
         lambda s: s.ParameterSync(s.EveryEpoch()),
@@ -547,7 +546,7 @@ def test_a_model_saved_with_its_sync_opens_without(tmp_path):
 REFUSED = {
     "interval": (
         lambda s: s.LocalSGD(0),
-        "`steps` must be an integer of at least 1. Received: steps=0.",
+        "`every` must be an integer of at least 1. Received: every=0.",
     ),
     "delay": (lambda s: s.Every(4, delay=5), "`delay` must be at most `steps`, 4. Received: delay=5."),
     "alpha of a pull": (lambda s: s.Pull(1.5), "`alpha` must lie in (0, 1]. Received: alpha=1.5."),
