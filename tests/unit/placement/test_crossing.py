@@ -18,8 +18,13 @@ def check(grid, way):
     cases.check(ranks, axes, way)
 
 
-@pytest.mark.parametrize("way", ["global norm, EMA, decay", "norm, loss scale", "value, accumulation"])
-@pytest.mark.parametrize("grid", [name for name in cases.GRIDS if name != "all"])
+WAYS = ("global norm, EMA, decay", "norm, loss scale", "value, accumulation")
+# Each axis with each way, each pair of axes with one.
+CROSSED = [(axis, way) for axis in ("data", "pipeline", "slices") for way in WAYS]
+CROSSED += zip(("pipeline, slices", "data, slices", "data, pipeline"), WAYS, strict=True)
+
+
+@pytest.mark.parametrize(("grid", "way"), CROSSED)
 @pytest.mark.slow
 def test_what_optimizers_do_beside_updating(grid, way):
     check(grid, way)
