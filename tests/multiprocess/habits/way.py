@@ -63,7 +63,7 @@ class Ranks:
         return self._hvd.allgather(rows, gradient="sum")
 
     def predict(self, model, x, **options):
-        return self._hvd.predict(model, x, verbose=0, **options)
+        return self._hvd.predict(model, x, verbose=0, gather="all", **options)
 
     def evaluate(self, model, x, y, **options):
         return self._hvd.evaluate(model, x, y, verbose=0, return_dict=True, **options)
