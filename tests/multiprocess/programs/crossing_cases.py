@@ -5,10 +5,12 @@ It has repeated rows of an embedding (sparse gradients) and penalties of weights
 
 from __future__ import annotations
 
+import dataclasses
+
 import keras
 import numpy as np
 
-from hvdext.keras_tools.slice_marks import mark_of
+from hvdext.keras_tools.slice_marks import Slice, mark_of
 
 L, Optimizers = keras.layers, keras.optimizers
 X = np.random.default_rng(0).integers(0, 6, (32, 3))
@@ -87,9 +89,9 @@ def run(hvd, axes, way):
 
 
 def held(model):
-    """A rank's weights by path, and the slices that they are, None for whole ones."""
+    """A rank's weights by path, and the slices that they are, as numbers; None for whole ones."""
     marks = {v.path: mark_of(v) for v in model.weights}
-    parts = {path: None if mark is None else mark[0] for path, mark in marks.items()}
+    parts = {path: None if mark is None else dataclasses.astuple(mark[0]) for path, mark in marks.items()}
     return {"weights": {v.path: v.numpy() for v in model.weights}, "parts": parts}
 
 
@@ -109,5 +111,5 @@ def assert_held(rank, values):
     """That a rank holds its parts of `values`."""
     for path, value in rank["weights"].items():
         part = rank["parts"][path]
-        wanted = values[path] if part is None else part.of(values[path])
+        wanted = values[path] if part is None else Slice(*part).of(values[path])
         np.testing.assert_allclose(value, wanted, rtol=0, atol=2e-6, err_msg=path)
