@@ -160,7 +160,7 @@ def _others_of(model):
 def _build_alike(comm, layers):
     """Builds, on every rank, what has been adapted on some."""
     mine = [layer.get_build_config() if layer.built else None for layer in layers]
-    everyone = comm.allgather_object(mine, "hvdext.broadcast.adapted")
+    everyone = comm.allgather_object(mine, "hvdext.agreement.adapted")
     for layer, *configs in zip(layers, *everyone, strict=False):
         known = [config for config in configs if config is not None]
         if known and not layer.built:
