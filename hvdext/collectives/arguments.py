@@ -240,14 +240,30 @@ def group(comm, tensors, function, check, same_rows):
     try:
         values = [check(converted(tensor, "tensors")) for tensor in tensors]
         facts |= {f"tensor {i}": _described(value, same_rows) for i, value in enumerate(values)}
-    except (TypeError, ValueError) as error:  # told to the other ranks first, who would wait for this one
+    except (TypeError, ValueError) as error:
         problem = error
-        facts["error"] = str(error)
+    compare(comm, function, facts, problem)
+    return values
+
+
+def compare(comm: Communicator, subject: str, facts: dict[str, object], problem: Exception | None) -> None:
+    """Compares `facts` over the ranks, eagerly, and raises this rank's own problem.
+
+    Args:
+        comm: who compares.
+        subject: what they describe; see `agreement.check`.
+        facts: what must agree.
+        problem: what is wrong with this rank's arguments. The others, who would wait for it, are told first.
+
+    Raises:
+        MismatchError: on every rank alike, if anything differs, also if one rank alone has a problem.
+        TypeError, ValueError: `problem`.
+    """
+    told = facts if problem is None else facts | {"error": str(problem)}
     if tf.executing_eagerly():
-        agreement.check(comm, function, facts)
+        agreement.check(comm, subject, told)
     if problem is not None:
         raise problem
-    return values
 
 
 def _described(value, same_rows):

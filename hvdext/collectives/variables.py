@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvdext.collectives.arguments import place_of_root
+from hvdext.collectives.arguments import compare, place_of_root
 from hvdext.comm import agreement
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import current
@@ -77,13 +77,9 @@ def spread(comm: Communicator, variables: Sequence, root_rank: int, subject: str
         root, variables = place_of_root(comm, root_rank), _require_variables(variables)
         facts |= {"number of variables": len(variables)}
         facts |= {f"variable {i}": content_of(v) for i, v in enumerate(variables)}
-    except (TypeError, ValueError) as error:  # told to the other ranks first, who would wait for this one
+    except (TypeError, ValueError) as error:
         problem = error
-        facts["error"] = str(error)
-    if tf.executing_eagerly():
-        agreement.check(comm, subject, facts)
-    if problem is not None:
-        raise problem
+    compare(comm, subject, facts, problem)
     if comm.size == 1 or not variables:
         return [tf.convert_to_tensor(variable) for variable in variables]
     with tf.control_dependencies(agreement.check_in_graph(comm, subject, facts, name)):
@@ -133,14 +129,14 @@ def largest_difference(variables: Sequence) -> float:
 
 
 def _require_variables(variables):
-    found = list(variables) if isinstance(variables, (list, tuple)) else None
-    if found is None and not hasattr(variables, "variables") and hasattr(variables, "__iter__"):
-        found = list(variables)
-    if found is None or not all(isinstance(v, (keras.Variable, tf.Variable)) for v in found):
+    if hasattr(variables, "variables") or not hasattr(variables, "__iter__"):
         instead = " Pass its `variables`." if hasattr(variables, "variables") else ""
-        shown = variables if found is None else [v for v in found if not hasattr(v, "assign")]
         raise TypeError(
             "`variables` must be a list of Keras or TensorFlow variables, such as model.variables. "
-            f"Received: {shown!r} of type {type(variables).__name__}.{instead}"
+            f"Received: {variables!r} of type {type(variables).__name__}.{instead}"
         )
+    found = list(variables)
+    strangers = [v for v in found if not isinstance(v, (keras.Variable, tf.Variable))]
+    if strangers:
+        raise TypeError(f"`variables` must hold Keras or TensorFlow variables. Received: {strangers}.")
     return found

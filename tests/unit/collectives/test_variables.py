@@ -64,7 +64,7 @@ def test_all_ranks_are_told_which_variable_differs(in_function):
 def test_a_mistake_of_one_rank_is_told_to_the_others():
     def program(comm):
         wrong = [1.0] if comm.rank else [tf.Variable(1.0)]
-        with pytest.raises(ValueError, match="`variables` must be a list of Keras or TensorFlow variables"):
+        with pytest.raises(ValueError, match="`variables` must hold Keras or TensorFlow variables"):
             hvd.broadcast_variables(wrong, 0)
         with pytest.raises(ValueError, match=r"`root_rank` must be one of the ranks \[0, 1\]"):
             hvd.broadcast_variables([tf.Variable(1.0)], 7 * comm.rank)

@@ -73,7 +73,7 @@ def test_a_wrong_name_loads_no_tensorflow():
             lambda: hvd.broadcast_variables(keras.Model()),
             "must be a list of .*variables.*Pass its `variables`",
         ),
-        (lambda: hvd.broadcast_variables([1.0]), r"`variables` must be .*Received: \[1.0\]"),
+        (lambda: hvd.broadcast_variables([1.0]), r"`variables` must hold .*Received: \[1.0\]"),
         (lambda: hvd.largest_difference(keras.Model()), "`variables` must be.*Pass its `variables`"),
     ],
 )
