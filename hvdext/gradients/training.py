@@ -29,7 +29,6 @@ class _Teller(keras.callbacks.Callback):
 
     def __init__(self, model: keras.Model, hooks: list[ApplyHook], x: Any):
         super().__init__()
-        self._trained = model
         self._hooks = hooks
         self._meeting = FitMeeting(model, hooks, x)
 
@@ -38,7 +37,7 @@ class _Teller(keras.callbacks.Callback):
         self._meeting.begins(params.get("epochs"), params.get("steps"))
         for hook in self._hooks:
             hook.training_begins()
-        _tell_of_statistics(self._trained, self._hooks[0].exchange.comm())
+        _tell_of_statistics(self.model, self._hooks[0].exchange.comm())
 
     def on_epoch_begin(self, epoch, logs=None):
         self._meeting.at_epoch(epoch)

@@ -1,34 +1,12 @@
-"""All habits by name."""
+"""All habits by name: every script beside this file."""
 
-from tests.multiprocess.habits import (
-    dcgan,
-    distillation,
-    lora,
-    metric_subclass,
-    seq2seq,
-    simclr,
-    task,
-    transfer,
-    two_tower,
-    vae,
-    wgan_gp,
-    wide_and_deep,
-)
+import importlib
+from pathlib import Path
+
+_NO_SCRIPTS = {"every", "way"}
 
 HABITS = {
-    module.__name__.rpartition(".")[2]: module.main
-    for module in (
-        dcgan,
-        distillation,
-        lora,
-        metric_subclass,
-        seq2seq,
-        simclr,
-        task,
-        transfer,
-        two_tower,
-        vae,
-        wgan_gp,
-        wide_and_deep,
-    )
+    path.stem: importlib.import_module(f"tests.multiprocess.habits.{path.stem}").main
+    for path in sorted(Path(__file__).parent.glob("*.py"))
+    if path.stem not in _NO_SCRIPTS
 }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import keras
 
 
@@ -12,9 +10,6 @@ class Alone:
 
     size = 1
     callbacks = ()
-    masked: ClassVar[
-        dict
-    ] = {}  # options of the optimizer where masks leave every rank another number of tokens
 
     def optimizer(self, optimizer, **options):
         return optimizer
@@ -40,8 +35,6 @@ class Ranks:
     Args:
         hvd: hvdext, initialised.
     """
-
-    masked: ClassVar[dict] = {}
 
     def __init__(self, hvd):
         self._hvd = hvd

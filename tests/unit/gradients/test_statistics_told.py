@@ -20,7 +20,9 @@ def told(layer, trainable=True):
         model.set_weights([np.ones(weight.shape) for weight in model.get_weights()])
         inner.trainable = trainable
         model.compile(hvd.DistributedOptimizer("sgd", name="told"), "mse")
-        told_by_fit(model, None).on_train_begin()
+        teller = told_by_fit(model, None)
+        teller.set_model(model)
+        teller.on_train_begin()
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
