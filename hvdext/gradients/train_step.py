@@ -111,12 +111,15 @@ class TrainStep:
         if is_alone or self._exchange.options.op is ReduceOp.ADASUM or kind == "none":
             return loss
         self._losses += 1
+        if kind == "unreduced":  # shown is the mean
+            is_summed = loss_is_keras_s(self._model)
+            return _shown_as(loss, loss, self._of_sum(loss.dtype)) if is_summed else loss
         if callable(self._weight_by):
             return self._counted_as_said(loss)
         if kind == "own" and self._weight_by is None and comm.size > 1:
             self._warn(_OWN)
         if kind == "sum":
-            return self._sum(loss)
+            return loss * self._of_sum(loss.dtype)
         if kind == "own" or (kind in ("plain", "weighted") and self._is_in_parts):
             return loss
         assert reduction.count is not None
@@ -148,18 +151,18 @@ class TrainStep:
             self.count = None if self._rows is None else tf.cast(self._rows, tf.float64)
         return self._of_all(loss, self._given, weigh=are_two)
 
-    def _sum(self, loss):
-        """A sum over samples: one process would have all of it."""
+    def _of_sum(self, dtype):
+        """What a sum over samples is multiplied with: one process would have those of all ranks."""
         comm = self._comm()
         if self._exchange.options.op is ReduceOp.SUM or comm.size == 1:
-            return loss
+            return tf.ones([], dtype)
         if self._is_uneven:
             self._warn(_UNEVEN)
-            return loss
-        factor = tf.constant(float(comm.size), loss.dtype)
+            return tf.ones([], dtype)
+        factor = tf.constant(float(comm.size), dtype)
         if self.count is not None:
-            factor /= tf.cast(self._share(self.count, *self._sums([self.count])), loss.dtype)
-        return loss * factor
+            factor /= tf.cast(self._share(self.count, *self._sums([self.count])), dtype)
+        return factor
 
     def _of_all(self, loss, count, weigh):
         """The loss of all ranks' samples, whose gradient is that of this rank's share.

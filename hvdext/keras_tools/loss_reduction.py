@@ -3,11 +3,13 @@
 sum_over_batch_size, mean       by how many losses there are; under a mask, by how many of them count
 mean_with_sample_weight         by the sum of the weights, without those that are masked
 sum                             by nothing
+None                            by nothing: what Keras then differentiates is the sum
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any
 
 import tensorflow as tf
 from keras.src.losses import loss as keras_loss
+from keras.src.trainers.compile_utils import CompileLoss
 from tensorflow.python.eager import record
 
 Listener = Callable[[tf.Tensor, "Reduction"], tf.Tensor]  # (loss, how it was made) -> the loss instead
@@ -26,8 +29,8 @@ class Reduction:
 
     Attributes:
         kind: "plain" (a mean over all), "masked" (over those that a mask leaves), "weighted" (divided by the
-            sum of weights), "sum", "own" (the function has made one number itself, nobody knows how) or
-            "none" (no number was made).
+            sum of weights), "sum", "own" (the function has made one number itself, nobody knows how), "none"
+            (no number was made) or "unreduced" (nor by anything else that `compile` was given).
         count: what a mean was divided by, a scalar; of a plain one the number of losses. None of the others.
     """
 
@@ -58,6 +61,20 @@ def listen_to_losses(otherwise: Callable[[Reduction], None]) -> None:
 
     reduce.is_listened_to = True  # type: ignore[attr-defined]
     keras_loss.reduce_weighted_values = reduce
+    _tell_of_totals()
+
+
+def _tell_of_totals():
+    plain = CompileLoss.call
+
+    @functools.wraps(plain)
+    def call(self, y_true, y_pred, sample_weight=None):
+        total = plain(self, y_true, y_pred, sample_weight)
+        listener = getattr(_now, "listener", None)
+        is_one_number = total is None or len(total.shape) == 0
+        return total if listener is None or is_one_number else listener(total, Reduction("unreduced"))
+
+    CompileLoss.call = call
 
 
 @contextlib.contextmanager

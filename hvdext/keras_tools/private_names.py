@@ -141,6 +141,7 @@ PRIVATE_NAMES: dict[str, dict[str, str]] = {
     },
     "keras.src.trainers.compile_utils.CompileLoss": {
         "_flat_losses": "the losses of all outputs",
+        "call": "one loss of those of all outputs",
     },
     "keras.src.trainers.data_adapters": {
         "get_data_adapter": "how many batches data has",

@@ -40,6 +40,14 @@ def numbers():
     return keras.Model(x, layers.Dense(1)(hidden))
 
 
+def plain():
+    return keras.Sequential([keras.Input((3,)), layers.Dense(1)])
+
+
+def mean_of_unreduced(y, y_pred):
+    return keras.ops.expand_dims(mse(None)(y, y_pred), 1)
+
+
 def own_mean(y, y_pred):
     return tf.reduce_sum(y * (y - y_pred) ** 2) / tf.reduce_sum(y)
 
@@ -94,6 +102,14 @@ CASES = {
     ),
     "sum": ((numbers, mse("sum"), (X, Y)), HALVES, {}),
     "sum, unlike batches": ((numbers, mse("sum"), (X, Y)), UNLIKE, {"weight_by": "samples"}),
+    "unreduced, with weights": ((plain, mse(None), (X, Y, WEIGHTS)), HALVES, {}),
+    "one output of two is unreduced": (
+        (words_and_number, [CROSSENTROPY, mse(None)], (TOKENS, (TOKENS, Y))),
+        HALVES,
+        {},
+    ),
+    "unreduced, unlike batches": ((plain, mse(None), (X, Y)), UNLIKE, {"weight_by": "samples"}),
+    "a mean of unreduced ones": ((plain, mean_of_unreduced, (X, Y)), HALVES, {}),
     "mean with weights": ((numbers, mse("mean_with_sample_weight"), (X, Y, WEIGHTS)), HALVES, {}),
     "unlike batches": ((numbers, "mse", (X, Y, WEIGHTS)), UNLIKE, {"weight_by": "samples"}),
     "a mean of one's own": (
@@ -105,7 +121,7 @@ CASES = {
 IN_GRAPH = ["mask", "unlike batches"]
 
 
-def assert_one_process(case, ranks, make=lambda: keras.optimizers.Adam(0.05), rows=8):
+def assert_one_process(case, ranks, make=lambda: keras.optimizers.SGD(0.02, momentum=0.9), rows=8):
     weights, logs = fit(case, make(), slice(None), rows)
     for got, shown in ranks:
         for mine, right in zip(got, weights, strict=True):
@@ -123,7 +139,7 @@ def test_one_process_with_the_whole_batch(name):
     case, cuts, options = CASES[name]
 
     def one_rank(comm):
-        optimizer = hvd.DistributedOptimizer(keras.optimizers.Adam(0.05), **options)
+        optimizer = hvd.DistributedOptimizer(keras.optimizers.SGD(0.02, momentum=0.9), **options)
         average = [hvd.callbacks.MetricAverageCallback()]
         return fit(case, optimizer, cuts[comm.rank], callbacks=average, eagerly=name not in IN_GRAPH)
 
@@ -135,7 +151,7 @@ def test_one_process_with_the_whole_batch(name):
 def test_a_cycle_of_micro_batches_is_one_batch(name, average):
     case, cuts, options = CASES[name]
     if name == "unlike batches":  # without what its layers add
-        case = (lambda: keras.Sequential([keras.Input((3,)), layers.Dense(1)]), *case[1:])
+        case = (plain, *case[1:])
 
     def one_rank(comm):
         rate = 0.1 if average else 0.05
