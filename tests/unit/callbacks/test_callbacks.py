@@ -142,6 +142,7 @@ def test_state_of_the_optimizer_comes_along():
     assert run_ranks(3, run) == [[20, 0.5, [2.0] * 8]] * 3
 
 
+@pytest.mark.slow
 def test_training_again_does_not_broadcast_again():
     def run(comm):
         model = MODELS["built"]()
@@ -299,6 +300,7 @@ def _gan(comm, callbacks, **options):
     return model.get_weights()
 
 
+@pytest.mark.slow
 def test_a_model_with_a_train_step_and_no_call():
     def run(comm):
         return _gan(comm, [hvd.callbacks.BroadcastGlobalVariablesCallback(0)])

@@ -136,6 +136,7 @@ def test_correction_is_a_momentum_of_one_step_and_does_something():
     np.testing.assert_allclose(recorder.weights, uncorrected, rtol=2e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_batch_has_its_own_rate():
     def multiplier(epoch):
         return 1 / (1 + epoch)
@@ -173,6 +174,7 @@ def test_warm_up_then_decays():
         np.testing.assert_allclose(recorder.weights, _sgd(rates, 2, 0.9), rtol=2e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_end_of_the_warm_up_is_printed_once(capsys):
     def run(comm):
         warm_up = hvd.callbacks.LearningRateWarmupCallback(0.25, warmup_epochs=1, verbose=1)

@@ -382,6 +382,7 @@ def _of_classes(cls):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("callback", ["MetricAverageCallback", "AsOneProcess"])
 def test_classes_that_inherit_and_results_made_of_several(callback):
     def run(comm):
@@ -418,6 +419,7 @@ def test_steps_of_the_users_own_are_weighted_by_samples():
         assert logs == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_averaged_by_value_is_told_once_on_rank_0():
     def run(comm):
         first = _evaluate_own(comm, None)
@@ -514,6 +516,7 @@ def test_weighted_means():
 # -- ranks that differ ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_validation_on_one_rank_only():
     x, y = _share(_binary, 1, VALIDATION)
 

@@ -179,6 +179,7 @@ def test_evaluate_on_all_ranks():
     assert value == pytest.approx(np.mean((x @ np.full((2, 1), 0.5) - y) ** 2), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_validation_on_one_rank_ends_in_an_error_where_callbacks_validate():
     def run(comm):
         look = keras.callbacks.LambdaCallback()

@@ -8,6 +8,8 @@ import tensorflow as tf
 import hvdext as hvd
 from hvdext.testing import run_ranks
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [["a b c", "a b", "a"], ["w x y", "w x", "w"]]
 
 

@@ -445,6 +445,7 @@ class StopAfter(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("consensus_last", [True, False])
 def test_early_stopping_on_one_rank(consensus_last):
     def one_rank(comm):
@@ -459,6 +460,7 @@ def test_early_stopping_on_one_rank(consensus_last):
     np.testing.assert_array_equal(ranks[0][3], ranks[1][3])
 
 
+@pytest.mark.slow
 def test_ranks_with_equal_weights_change_nothing():
     def one_rank(comm):
         model, consensus = _linear(), _quiet()

@@ -9,6 +9,8 @@ import tensorflow as tf
 
 from hvdext import data
 
+pytestmark = pytest.mark.slow
+
 NUM_SAMPLES = 24
 
 

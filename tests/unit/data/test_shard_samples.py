@@ -57,6 +57,7 @@ def test_batches_by_hand(shard_range, epochs_of, num_samples, mode, uneven, expe
 @ALL_SIZES
 @ALL_MODES
 @ALL_UNEVEN
+@pytest.mark.slow
 def test_every_epoch_deals_each_sample_as_promised(shard_range, epochs_of, size, mode, uneven):
     total = 29
     ranks = [
@@ -80,6 +81,7 @@ def test_every_epoch_deals_each_sample_as_promised(shard_range, epochs_of, size,
     assert flat(batches[0][0]) != flat(batches[0][1])  # reshuffled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3, 4])
 @pytest.mark.parametrize(
     ("uneven", "num_samples"),

@@ -41,6 +41,7 @@ def test_elements_are_reshuffled_and_covered(uneven):
     assert epochs[0] != epochs[1] != epochs[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize("num_elements", [24, 31])
 def test_unknown_length_gives_equal_steps(size, num_elements):

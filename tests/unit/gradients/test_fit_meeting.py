@@ -11,6 +11,8 @@ from hvdext.keras_tools.facts import loss_facts
 from hvdext.keras_tools.numbering import renumbered
 from hvdext.testing import run_ranks
 
+pytestmark = pytest.mark.slow
+
 X = np.arange(16, dtype="float32").reshape(8, 2) / 16
 
 

@@ -9,6 +9,8 @@ import hvdext as hvd
 from hvdext.comm.guards import Guards
 from hvdext.testing import run_ranks
 
+pytestmark = pytest.mark.slow
+
 X = np.arange(16, dtype="float32").reshape(8, 2) / 16
 
 

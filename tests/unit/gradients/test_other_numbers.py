@@ -8,6 +8,8 @@ import tensorflow as tf
 import hvdext as hvd
 from hvdext.testing import run_ranks
 
+pytestmark = pytest.mark.slow
+
 X = np.arange(16, dtype="float32").reshape(8, 2) / 16
 
 

@@ -38,6 +38,7 @@ def _stepper(model, optimizer, in_graph):
     return tf.function(step) if in_graph else step
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")
 @pytest.mark.parametrize("in_graph", [True, False], ids=["graph", "eager"])
 @pytest.mark.parametrize("name", OPTIONS)
@@ -133,6 +134,7 @@ def test_a_tape_notices_too(sparse):
     run_ranks(2, run)
 
 
+@pytest.mark.slow
 def test_what_an_earlier_training_has_left_over_is_dropped():
     """4 batches in cycles of 3 leave one, whose gradient belongs to other weights and other data."""
 

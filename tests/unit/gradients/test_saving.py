@@ -22,6 +22,7 @@ def test_saved_models_open_in_plain_keras(tmp_path):
     saving_programs.check_reopened(trained, after["reopened"], after["plain"])
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_not_saved(tmp_path):
     """A model saved within a cycle holds the plain optimizer's variables and no others."""
     with use(SoloComm()):

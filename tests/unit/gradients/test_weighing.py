@@ -146,6 +146,7 @@ def test_one_process_with_the_whole_batch(name):
     assert_one_process(case, run_ranks(2, one_rank))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mask", "unlike batches"])
 @pytest.mark.parametrize("average", [True, False])
 def test_a_cycle_of_micro_batches_is_one_batch(name, average):

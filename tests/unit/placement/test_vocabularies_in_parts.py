@@ -10,6 +10,8 @@ import tensorflow as tf
 import hvdext as hvd
 from hvdext.testing import run_ranks
 
+pytestmark = pytest.mark.slow
+
 L = keras.layers
 WORDS = np.array([["b", "7"], ["b", "9"], ["a", "7"], ["c", "7"]])
 ASKED = tf.constant([["a"], ["b"], ["?"], ["c"]])

@@ -95,6 +95,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_the_method_is_called_with_each_ranks_rows(name):
     cls, data, targets = KINDS[name]

@@ -157,6 +157,7 @@ def add_lora(layers):
     layers[0].enable_lora(2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [quantize, add_lora])
 def test_a_layer_that_is_another_one(change, tmp_path):
     """On the rank of the last stage alone."""
