@@ -92,9 +92,8 @@ class Pair(L.Layer):
 
 def test_layers_at_any_depth():
     inner = keras.Sequential([keras.Input((1,), dtype="string"), L.StringLookup(name="inside")])
-    text = keras.Input((1,), dtype="string")
-    model = keras.Model(text, inner(text))
-    model.pair = Pair()
+    model = keras.Model()
+    model.inner, model.pair = inner, Pair()
     assert [layer.name for layer in lookup_layers(model)] == ["inside", "bins", "words"]
     source, target = Pair(), Pair()
     source.words.adapt(WORDS)
