@@ -3,15 +3,16 @@
     python benchmarks/guards.py
 
 Two ranks, one TensorFlow thread each, train models of 420,042 (a CNN) and of 10 million parameters (dense
-layers) with `model.fit`, SGD with momentum and batch size 32. The same processes train three copies in turn,
+layers) with `model.fit`, SGD with momentum and batch size 32. The same processes train four copies in turn,
 round after round:
 
-- `guarded`: as users get it, the digest of the pattern in every message and a comparison every 200 updates;
-- `unlooked`: the digest, but no comparison (`check_every=0`);
-- `bare`: neither.
+- `bare`: nobody looks;
+- `digest`: the digest of the pattern, and the batch's size, in every message, but no comparison;
+- `looks at each`: also a comparison at every update, where users have one in 200: two hundred times its cost;
+- `bare again`: what the measurement itself is worth.
 
-Printed are medians of the ratios of step times within a round, and how far apart they lie. What the
-measurement itself is worth is shown by a second copy of `bare`.
+Printed are medians of differences within a round as a share of a step, by the clock and by what the ranks'
+processors have done, which other programs disturb less, with the middle half of the rounds.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from measuring import result_of
 
 WORKER = Path(__file__).resolve().parent / "guards_worker.py"
 DEADLINE = 1800  # seconds per run
+EVERY = 200  # updates from one comparison to the next, as users get it
 
 
 def main():
@@ -33,30 +35,34 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=12, help="measurements of each copy")
-    parser.add_argument("--steps", type=int, default=400, help="training steps per measurement of the CNN")
+    parser.add_argument("--rounds", type=int, default=30, help="measurements of each copy")
+    parser.add_argument("--steps", type=int, default=50, help="training steps per measurement of the CNN")
     options = parser.parse_args()
-    for what, steps in (("420k", options.steps), ("10M", max(options.steps // 8, 20))):
-        seconds = measure(what, steps, options)
-        print(f"{what}: {statistics.median(seconds['bare']) * 1e3:.2f} ms per step without guards")
-        for name in ("guarded", "unlooked", "bare again"):
-            report(name, seconds[name], seconds["bare"])
+    for what, steps in (("420k", options.steps), ("10M", max(options.steps // 8, 5))):
+        times = measure(what, steps, options)
+        for i, kind in enumerate(("by the clock", "of the processor")):
+            taken = {name: [pair[i] for pair in pairs] for name, pairs in times.items()}
+            print(f"{what}: {statistics.median(taken['bare']) * 1e3:.2f} ms per step {kind}")
+            report("digest", taken["digest"], taken["bare"], taken["bare"], 1)
+            report("comparison", taken["looks at each"], taken["digest"], taken["bare"], EVERY)
+            report("bare again", taken["bare again"], taken["bare"], taken["bare"], 1)
     print("load:", *(f"{value:.1f}" for value in os.getloadavg()))
 
 
 def measure(what, steps, options):
-    """Seconds per step of each copy, one for each round."""
+    """Seconds per step of each copy, by the clock and of a processor, a pair for each round."""
     launcher = [str(Path(sys.executable).with_name("horovodrun")), "-np", str(options.ranks)]
     arguments = ["--model", what, "--rounds", str(options.rounds), "--steps", str(steps), "--result"]
     return result_of([*launcher, sys.executable, str(WORKER), *arguments], DEADLINE)
 
 
-def report(name, seconds, bare):
-    ratios = sorted(a / b for a, b in zip(seconds, bare, strict=True))
-    quarter = len(ratios) // 4
+def report(name, more, less, step, times):
+    """What `more` takes over `less`, a `times`th of it, as a share of a step."""
+    shares = sorted((a - b) / c / times * 100 for a, b, c in zip(more, less, step, strict=True))
+    quarter = len(shares) // 4
     print(
-        f"  {name:10s} {statistics.median(ratios):.4f} times that (median of {len(ratios)} rounds; half of "
-        f"them {ratios[quarter]:.4f} to {ratios[-1 - quarter]:.4f})",
+        f"  {name:10s} {statistics.median(shares):+.3f} % (median of {len(shares)} rounds; half of them "
+        f"{shares[quarter]:+.3f} to {shares[-1 - quarter]:+.3f})",
         flush=True,
     )
 
