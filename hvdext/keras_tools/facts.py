@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import types
 from typing import Any
 
 import keras
@@ -46,10 +48,14 @@ def _plain(value, depth=0):
 
 
 def _kept(value):
-    """What an object has for attributes, or a function of the one that has made it."""
-    cells = getattr(value, "__closure__", None)
-    if cells is not None:
-        return dict(zip(value.__code__.co_freevars, map(_content, cells), strict=True))
+    """What an object has for attributes, or a function of the one that has made it.
+
+    A function's own attributes say nothing of what it computes: Keras notes addresses in them.
+    """
+    if isinstance(value, functools.partial):
+        return {"function": value.func, "arguments": value.args, **value.keywords}
+    if isinstance(value, types.FunctionType):
+        return dict(zip(value.__code__.co_freevars, map(_content, value.__closure__ or ()), strict=True))
     found = getattr(value, "__dict__", {})
     kinds = (*_PLAIN, dict, list, tuple, keras.Variable, tf.Variable)
     return {key: part for key, part in found.items() if isinstance(part, kinds)}

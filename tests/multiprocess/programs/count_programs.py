@@ -49,7 +49,7 @@ def _train_masked(optimizer, tokens, callbacks=()):
     model = keras.Model(ids, keras.layers.Dense(5, activation="softmax")(words))
     fixed = np.random.default_rng(1)
     model.set_weights([fixed.normal(size=w.shape) for w in model.get_weights()])
-    model.compile(optimizer, "sparse_categorical_crossentropy", run_eagerly=True)
+    model.compile(optimizer, keras.losses.sparse_categorical_crossentropy, run_eagerly=True)
     history = model.fit(tokens, tokens, len(tokens), 2, shuffle=False, verbose=0, callbacks=list(callbacks))
     return [*model.get_weights(), np.array(history.history["loss"])]
 

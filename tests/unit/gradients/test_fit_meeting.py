@@ -1,5 +1,7 @@
 """What callbacks and arguments do on one rank of a `fit` is told to all before it makes them drift apart."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -271,3 +273,19 @@ def test_what_a_loss_is_made_of():
     facts = loss_facts(_model(loss=Weighted(3.0), loss_weights=[0.5]))
     assert facts["compile(loss_weights=...)"] == [0.5]
     assert facts["compile(loss=...)"][1]["factor"] == 3.0
+
+
+def _scaled(y, y_pred, factor=1.0):
+    return factor * keras.losses.mean_squared_error(y, y_pred)
+
+
+def test_what_differs_from_process_to_process_is_no_fact():
+    """Keras notes an address in each of its functions."""
+    facts = loss_facts(_model(loss=keras.losses.mean_squared_error))
+    assert facts["compile(loss=...)"] == ["mean_squared_error", {}]
+
+
+def test_what_a_partial_function_is_given_is_one():
+    loss, other = (functools.partial(_scaled, factor=factor) for factor in (2.0, 3.0))
+    assert loss_facts(_model(loss=loss)) == loss_facts(_model(loss=functools.partial(_scaled, factor=2.0)))
+    assert loss_facts(_model(loss=loss)) != loss_facts(_model(loss=other))
