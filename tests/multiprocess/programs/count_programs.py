@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -73,7 +75,59 @@ def _check_masked(ranks):
             np.testing.assert_allclose(mine, right, atol=1e-6)
 
 
+def _made_by(factor):
+    plain = keras.losses.mean_absolute_error
+    return lambda y, y_pred: factor * plain(y, y_pred)
+
+
+class _Own(keras.losses.Loss):
+    def __init__(self):
+        super().__init__()
+        self.plain = keras.losses.mean_squared_error
+
+    def call(self, y, y_pred):
+        return self.plain(y, y_pred)
+
+
+def _losses():
+    """Of every form there is: none keeps an address that differs from process to process."""
+    return {
+        "a function of Keras": keras.losses.mean_squared_error,
+        "a partial one": functools.partial(keras.losses.huber, delta=2.0),
+        "one made by another": _made_by(tf.constant(2.0)),
+        "a graph": tf.function(lambda y, y_pred: tf.reduce_mean((y - y_pred) ** 2, -1)),
+        "a class": _Own(),
+        "a method": _Own().call,
+    }
+
+
+def _train_with(loss, optimizer, rows, callbacks=()):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.set_weights([np.ones(w.shape) for w in model.get_weights()])
+    model.compile(optimizer, loss, run_eagerly=True)
+    x = np.arange(16, dtype="float32").reshape(8, 2)[rows] / 16
+    model.fit(x, x[:, :1] ** 2, len(x), shuffle=False, verbose=0, callbacks=list(callbacks))
+    return model.get_weights()
+
+
+def _run_losses(hvd):
+    rows = slice(hvd.rank(), None, hvd.size())
+    return {
+        name: _train_with(loss, hvd.DistributedOptimizer(keras.optimizers.SGD(0.1)), rows)
+        for name, loss in _losses().items()
+    }
+
+
+def _check_losses(ranks):
+    for name, loss in _losses().items():
+        expected = _train_with(loss, keras.optimizers.SGD(0.1), slice(None))
+        for rank in ranks:
+            for got, right in zip(rank[name], expected, strict=True):
+                np.testing.assert_allclose(got, right, atol=1e-6, err_msg=name)
+
+
 PROGRAMS = {
     "slices that are sums": Program(_run_sums, _check_sums),
     "masked losses": Program(_run_masked, _check_masked),
+    "losses of every form": Program(_run_losses, _check_losses, (2,)),
 }
