@@ -53,7 +53,7 @@ def _kept(value):
     A function's own attributes say nothing of what it computes: Keras notes addresses in them.
     """
     if isinstance(value, functools.partial):
-        return {"function": value.func, "arguments": value.args, **value.keywords}
+        return {"function": value.func, "arguments": value.args, "keywords": value.keywords}
     if isinstance(value, types.FunctionType):
         return dict(zip(value.__code__.co_freevars, map(_content, value.__closure__ or ()), strict=True))
     found = getattr(value, "__dict__", {})

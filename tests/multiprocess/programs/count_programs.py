@@ -101,12 +101,12 @@ def _losses():
     }
 
 
-def _train_with(loss, optimizer, rows, callbacks=()):
+def _train_with(loss, optimizer, rows):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.set_weights([np.ones(w.shape) for w in model.get_weights()])
     model.compile(optimizer, loss, run_eagerly=True)
     x = np.arange(16, dtype="float32").reshape(8, 2)[rows] / 16
-    model.fit(x, x[:, :1] ** 2, len(x), shuffle=False, verbose=0, callbacks=list(callbacks))
+    model.fit(x, x[:, :1] ** 2, len(x), shuffle=False, verbose=0)
     return model.get_weights()
 
 

@@ -61,10 +61,15 @@ def train(optimizer, rank, ranks, forms=FORMS, in_graph=True, passes=1):
 
 OPTIMIZERS = {
     "Adam": lambda: keras.optimizers.Adam(0.1, amsgrad=True),
+    "AdamW": lambda: keras.optimizers.AdamW(0.1, weight_decay=0.1),
     "Adagrad": lambda: keras.optimizers.Adagrad(0.1),
+    "Adadelta": lambda: keras.optimizers.Adadelta(1.0),
+    "Adamax": lambda: keras.optimizers.Adamax(0.1),
     "Adafactor": lambda: keras.optimizers.Adafactor(0.1),
     "Ftrl": lambda: keras.optimizers.Ftrl(0.1),
     "Lamb": lambda: keras.optimizers.Lamb(0.1),
+    "Lion": lambda: keras.optimizers.Lion(0.1),
+    "Nadam": lambda: keras.optimizers.Nadam(0.1),
     "RMSprop": lambda: keras.optimizers.RMSprop(0.1, momentum=0.9, centered=True),
     "SGD": lambda: keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
     "SGD that clips": lambda: keras.optimizers.SGD(0.1, clipnorm=0.1),
