@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.ledger import Ledger
+from hvdext.comm.one_message import allreduce_as_one
 from hvdext.comm.wire_types import is_exact, scaled
 
 
@@ -78,23 +79,17 @@ class HorovodComm(Communicator):
 
     @_in_a_graph
     def _allreduce(self, tensors, name, prescale, postscale, op):
-        # One flat message: handing the engine several tensors costs it more than this copy.
-        flat = tensors[0] if len(tensors) == 1 else tf.concat([tf.reshape(t, [-1]) for t in tensors], 0)
-        inside = is_exact(flat, prescale, postscale)
-        total = self._ops._allreduce(
-            flat if inside else scaled(flat, prescale),
-            name=name,
-            op=getattr(self._ops, op.capitalize()),
+        inside = is_exact(tensors[0], prescale, postscale)
+        totals = allreduce_as_one(
+            self._ops,
+            tensors if inside else [scaled(tensor, prescale) for tensor in tensors],
+            name,
+            reduce_op=getattr(self._ops, op.capitalize()),
             prescale_factor=prescale if inside else 1.0,
             postscale_factor=postscale if inside else 1.0,
-            ignore_name_scope=True,
-            process_set=self._engine_set,
+            process_set_id=self._engine_set.process_set_id,
         )
-        total = total if inside else scaled(total, postscale)
-        if len(tensors) == 1:
-            return [total]
-        parts = tf.split(total, [tf.size(t) for t in tensors])
-        return [tf.reshape(p, tf.shape(t)) for p, t in zip(parts, tensors, strict=True)]
+        return totals if inside else [scaled(total, postscale) for total in totals]
 
     @_in_a_graph
     def _reducescatter(self, tensor, name, prescale, postscale):

@@ -16,6 +16,8 @@ import sys
 import time
 from dataclasses import dataclass
 
+from hvdext.engine.shared_memory import shared_memory
+
 _MARK = "hvdext-probe "
 _RANKS = 2
 _EXPECTED = [3.0, 30.0]  # rank r gives (r + 1) * [1, 10]
@@ -78,9 +80,11 @@ def read_result(output: str, exit_code: int, seconds: float) -> ProbeResult:
         _, mark, text = line.partition(_MARK)  # horovodrun puts the rank in front
         if mark and exit_code == 0:
             found, _ = json.JSONDecoder().raw_decode(text)  # mpirun may put the next line's rank behind
+            shared = found.pop("shared memory", "not told")
             ok = found == {"size": _RANKS, "sum": _EXPECTED}
             wrong = "" if ok else f"; expected size {_RANKS} and sum {_EXPECTED}"
-            return ProbeResult(ok, seconds, f"size {found['size']}, sum {found['sum']}{wrong}")
+            told = f"size {found['size']}, sum {found['sum']}{wrong}; shared memory {shared}"
+            return ProbeResult(ok, seconds, told)
     last = "\n".join(output.strip().splitlines()[-_TAIL_LINES:])
     return ProbeResult(False, seconds, f"horovodrun ended with exit code {exit_code}:\n{last}")
 
@@ -105,7 +109,7 @@ def _rank(deadline: float) -> None:
     mine = tf.constant([1.0, 10.0]) * (horovod.rank() + 1.0)
     total = horovod.allreduce(mine, op=horovod.Sum, name="hvdext/probe")
     if horovod.rank() == 0:
-        found = {"size": horovod.size(), "sum": total.numpy().tolist()}
+        found = {"size": horovod.size(), "sum": total.numpy().tolist(), "shared memory": shared_memory()}
         print(_MARK + json.dumps(found), flush=True)
 
 

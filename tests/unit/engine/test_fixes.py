@@ -1,5 +1,8 @@
 """The scripted edits: each matches exactly once, or nothing is written."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from hvdext.engine import fixes
@@ -31,6 +34,14 @@ def test_every_edit_is_made(source):
     ops = (source / STATEFUL_OPS.edits[0].file).read_text()
     assert ops.count(".SetIsStateful()") == len(STATEFUL_OPS.edits) == 11
     assert 'REGISTER_OP("HorovodAllreduce")\n    .SetIsStateful()\n' in ops
+
+
+def test_new_files_are_added(source):
+    fixes.apply(source)
+
+    added = [file for fix in FIXES for file in fix.files]
+    assert {Path(name).name for name, _ in added} >= {"local_transport.cc", "doorbell.cc"}
+    assert all((source / name).read_text() == text for name, text in added)
 
 
 def test_a_second_application_is_refused(source):
@@ -81,15 +92,17 @@ def test_two_edits_of_one_text_are_refused(tmp_path):
         fixes.apply(tmp_path, (twice,))
 
 
-def test_digest_changes_with_any_edit():
+def test_digest_changes_with_any_edit_and_file():
     other = Fix(
         name=STALL_CHECK.name,
         why=STALL_CHECK.why,
         edits=(Edit(STALL_CHECK.edits[0].file, STALL_CHECK.edits[0].old, "something else"),),
     )
 
+    more = replace(STALL_CHECK, files=(("a.cc", "int a;"),))
+
     assert fixes.digest() == fixes.digest(FIXES)
-    assert len({fixes.digest(), fixes.digest((STALL_CHECK,)), fixes.digest((other,))}) == 3
+    assert len({fixes.digest(), *(fixes.digest((fix,)) for fix in (STALL_CHECK, other, more))}) == 4
 
 
 def test_names_are_unique():

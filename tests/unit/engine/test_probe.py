@@ -12,7 +12,13 @@ def test_the_right_sum_is_ok():
 
     assert result.ok
     assert result.seconds == 4.0
-    assert result.detail == "size 2, sum [3.0, 30.0]"
+    assert result.detail == "size 2, sum [3.0, 30.0]; shared memory not told"
+
+
+def test_it_tells_of_shared_memory():
+    line = GOOD.replace('"sum"', '"shared memory": "off: HVDEXT_LOCAL=0", "sum"')
+
+    assert read_result(line, 0, 4.0).detail.endswith("shared memory off: HVDEXT_LOCAL=0")
 
 
 def test_mpirun_may_add_a_rank_at_the_end_of_the_line():

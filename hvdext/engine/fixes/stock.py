@@ -1,0 +1,81 @@
+"""What is wrong in Horovod's source, or does not compile."""
+
+from __future__ import annotations
+
+from hvdext.engine.fixes.edits import Edit, Fix
+
+_OPS_FILE = "horovod/tensorflow/mpi_ops.cc"
+
+# Every TensorFlow op of Horovod that talks to other ranks.
+_COMMUNICATING_OPS = (
+    "Allreduce",
+    "GroupedAllreduce",
+    "Allgather",
+    "GroupedAllgather",
+    "Broadcast",
+    "BroadcastInplace",
+    "BroadcastInplaceResource",
+    "Reducescatter",
+    "GroupedReducescatter",
+    "Join",
+    "Alltoall",
+)
+
+STALL_CHECK = Fix(
+    name="gloo-stall-check",
+    controllers=("gloo",),
+    why=(
+        "The Gloo controller reserves its list of ranks and fills the memory behind it, but the "
+        "list's size stays 0. The stall check walks that list, so it never sees a missing rank."
+    ),
+    without=(
+        "Horovod's stall check never fires with the Gloo controller: a rank that skips a "
+        "collective hangs the job without a message from Horovod (hvdext's own watchdog still "
+        "ends the job at its deadline)."
+    ),
+    edits=(
+        Edit(
+            file="horovod/common/gloo/gloo_controller.cc",
+            old="global_ranks_.reserve(size_);",
+            new="global_ranks_.resize(size_);",
+        ),
+    ),
+)
+
+STATEFUL_OPS = Fix(
+    name="stateful-ops",
+    why=(
+        "TensorFlow takes Horovod's ops for pure functions: inside a tf.function it removes one "
+        "whose output nobody reads, so that its peers wait for ever, and evaluates one with "
+        "constant inputs only once."
+    ),
+    without=(
+        "TensorFlow may prune or constant-fold Horovod's collectives inside a tf.function: one "
+        "whose output is unused is never sent, and its peers wait (hvdext's own collectives "
+        "avoid this, calls of Horovod's API do not)."
+    ),
+    edits=tuple(
+        Edit(
+            file=_OPS_FILE,
+            old=f'REGISTER_OP("Horovod{op}")\n',
+            new=f'REGISTER_OP("Horovod{op}")\n    .SetIsStateful()\n',
+        )
+        for op in _COMMUNICATING_OPS
+    ),
+)
+
+XLA_HEADERS = Fix(
+    name="xla-headers-for-gpu-only",
+    why=(
+        "Horovod's XLA ops exist on GPUs only, but their file includes XLA's headers everywhere. "
+        "TensorFlow 2.19 ships some of these without the LLVM headers they include; 2.20 and 2.21 "
+        "keep some of them in other places. Without a GPU nothing in the file needs them."
+    ),
+    edits=(
+        Edit(
+            file="horovod/tensorflow/xla_mpi_ops.cc",
+            old="#if TENSORFLOW_VERSION >= 2006000000\n",
+            new="#if TENSORFLOW_VERSION >= 2006000000 && HAVE_GPU\n",
+        ),
+    ),
+)
