@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Hundreds of processes import the package and its tests: compiled once, not by each of them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-fast test-plain test-peers unit lint format engine doctor clean distclean
+.PHONY: help demo bench test test-fast test-plain test-peers unit lint format engine doctor clean distclean
 
 help:
 	@echo "make demo         four ranks train a Keras 3 model on real data"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-fast    lint and the quick tests of those that start no ranks"
 	@echo "make test-plain   all tests that start no ranks, with graphs built as for users: for once a week"
 	@echo "make test-peers   Horovod's and Keras' own tests: needs HOROVOD_SOURCE, a checkout of Horovod's repository"
+	@echo "make bench        what docs/measured.md says, measured here; SUITE=full: beside peers"
 	@echo "make lint | format | engine | doctor | clean | distclean"
 
 demo: engine
@@ -37,6 +38,11 @@ unit: engine
 
 test-plain: engine
 	python -m pytest -m "not multiprocess" --numprocesses 2 --plain
+
+# Some minutes, on a machine that does nothing else; SUITE=full also measures peers, and takes hours.
+SUITE ?= quick
+bench: engine
+	python benchmarks/suite.py --suite $(SUITE)
 
 # Not a part of make test: tests of others, some of a checkout that is not part of this project.
 test-peers: engine

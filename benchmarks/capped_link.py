@@ -39,14 +39,14 @@ def capped_link(rate: int) -> Iterator[list[str]]:
     """
     name = f"capped-{os.getpid()}"
     inside = ["ip", "netns", "exec", name]
-    _run(["ip", "netns", "add", name])
+    run(["ip", "netns", "add", name])
     try:
-        _run([*inside, "ip", "link", "set", "lo", "up", "mtu", PACKET])
+        run([*inside, "ip", "link", "set", "lo", "up", "mtu", PACKET])
         bucket = ["tbf", "rate", f"{rate}mbit", "burst", BURST, "latency", "500ms"]
-        _run([*inside, "tc", "qdisc", "add", "dev", "lo", "root", *bucket])
+        run([*inside, "tc", "qdisc", "add", "dev", "lo", "root", *bucket])
         yield inside
     finally:
-        _run(["ip", "netns", "delete", name])
+        run(["ip", "netns", "delete", name])
 
 
 def unavailable() -> str | None:
@@ -70,7 +70,7 @@ def measured_rate(inside: list[str]) -> float:
         inside: what `capped_link` yields.
     """
     command = [*inside, sys.executable, __file__, "--send"]
-    return float(_run(command))
+    return float(run(command))
 
 
 def main():
@@ -110,7 +110,12 @@ def _rate_of_this_network(seconds=1.5):
     return 8e-6 * received / (time.perf_counter() - begin)
 
 
-def _run(command):
+def run(command):
+    """Runs a program; returns what it prints.
+
+    Raises:
+        RuntimeError: if it fails; with its words.
+    """
     finished = subprocess.run(command, capture_output=True, text=True)
     if finished.returncode:
         raise RuntimeError(f"{' '.join(command)}: {(finished.stderr or finished.stdout).strip()}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from measuring import bytes_sent
 from tensorflow import keras
 
 BATCH = 32
@@ -31,10 +32,10 @@ def main():
     for _ in range(options.rounds + 1):
         for kind, model in models.items():
             hvd.allgather(tf.zeros([1])) if options.stack == "stock" else hvd.barrier()
-            before = loopback_bytes()
+            before = bytes_sent("lo")
             results[kind].append(images_per_second(model, images, options.steps))
             if kind == "exchange":
-                wire.append((loopback_bytes() - before) / (EPOCHS * options.steps * hvd.size()))
+                wire.append((bytes_sent("lo") - before) / (EPOCHS * options.steps * hvd.size()))
     if hvd.rank() == 0:
         measured = {kind: speeds[1:] for kind, speeds in results.items()}  # the first round compiles
         measured["wire_bytes"] = float(np.median(wire[1:]))
@@ -100,15 +101,6 @@ class EpochTimes(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.seconds.append(time.perf_counter() - self._start)
-
-
-def loopback_bytes():
-    """Bytes that have left through the loopback device of this network namespace."""
-    for line in Path("/proc/net/dev").read_text().splitlines():
-        name, _, counters = line.partition(":")
-        if name.strip() == "lo":
-            return int(counters.split()[8])
-    return 0
 
 
 if __name__ == "__main__":

@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+FIGURES = "HVDEXT_BENCH_FIGURES"  # the file to which programs of a suite append what they have found
 
-def result_of(command, deadline):
+
+def result_of(command, deadline, env=None):
     """Runs `command` with one argument more, the file for its result; returns the JSON that it leaves there.
 
     Args:
         command: program and arguments.
         deadline: seconds.
+        env: variables on top of this process's.
     """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         finished = subprocess.run(
             [*command, str(result)],
-            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
+            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""} | (env or {}),
             timeout=deadline,
             capture_output=True,
             text=True,
@@ -30,6 +34,28 @@ def result_of(command, deadline):
         if finished.returncode:
             sys.exit(f"{shlex.join(command)} failed:\n{finished.stdout}{finished.stderr}")
         return json.loads(result.read_text())
+
+
+def figure(what, values, unit, digits=3):
+    """Prints the median of `values`, with the lowest and the highest; a suite gets all of them.
+
+    Args:
+        what: what is measured, and how.
+        values: measurements, in `unit`.
+        unit: "ms", "images/s", "ratio" and the like.
+        digits: after the point.
+
+    Returns:
+        The median.
+    """
+    values = list(values)
+    middle = statistics.median(values)
+    spread = f"{min(values):.{digits}f} to {max(values):.{digits}f}, {len(values)} measurements"
+    print(f"{what}: {middle:.{digits}f} {unit} ({spread})", flush=True)
+    if FIGURES in os.environ:
+        with open(os.environ[FIGURES], "a") as file:
+            file.write(json.dumps({"what": what, "unit": unit, "median": middle, "values": values}) + "\n")
+    return middle
 
 
 def take_core(number, ranks):
@@ -43,6 +69,15 @@ def take_core(number, ranks):
     if number < len(cores) >= ranks:
         for thread in os.listdir("/proc/self/task"):
             os.sched_setaffinity(int(thread), {cores[number]})
+
+
+def bytes_sent(*devices):
+    """What has left this network namespace by the first of `devices` that it has; 0 if it has none."""
+    sent = {}
+    for line in Path("/proc/net/dev").read_text().splitlines()[2:]:
+        name, _, counters = line.partition(":")
+        sent[name.strip()] = int(counters.split()[8])
+    return next((sent[device] for device in devices if device in sent), 0)
 
 
 def peak_resident():

@@ -17,9 +17,10 @@ The images are Fashion-MNIST (Debian, Ubuntu: `apt-get install dataset-fashion-m
   method's time over that of "none" in the same round. "none" is the same fit with the same clock, a callback
   that is called after every batch; only the exchange is missing. Whole periods of each schedule are timed,
   after a warm-up. Capped links are network namespaces of their own (see capped_link.py); both directions
-  share the cap. Bytes are counted by `hvd.traffic()`; on a capped link also those that leave through its
-  device, with all headers and the engine's control messages, of which there are some in every millisecond,
-  whatever is trained.
+  share the cap, and shared memory is off. With --hosts 2 the link is between two namespaces of two ranks each
+  (see two_hosts.py), capped in each direction. Bytes are counted by `hvd.traffic()`; on a capped link also
+  those that leave through its device, with all headers and the engine's control messages, of which there are
+  some in every millisecond, whatever is trained.
 - accuracy: of the same CNN after the same number of samples, with the same first weights and order of
   samples per seed; SGD with momentum 0.9, cosine decay. Learning rates are the best that --tune finds, on
   held out training images. Ranks that train on their own end with `hvd.callbacks.ConsensusAveraging`.
@@ -42,6 +43,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+import two_hosts
 from capped_link import capped_link, measured_rate, unavailable
 from measuring import result_of
 
@@ -49,7 +51,7 @@ HERE = Path(__file__).resolve().parent
 WORKER = HERE / "parameter_sync_worker.py"
 DEADLINE = 3600  # seconds per launch
 WARMUP = 64  # steps before those that are timed: a period of the longest schedule
-RANKS = 2
+RANKS = 2  # on one host; on each of two
 NONE, EVERY_STEP = "none", "every step"
 
 OUTER = "outer=SGD(0.7, momentum=0.5, nesterov=True)"
@@ -101,6 +103,7 @@ def parse_arguments():
         default=["loopback", "200", "100"],
         help="speed: 'loopback' or a cap in Mbit/s",
     )
+    parser.add_argument("--hosts", type=int, choices=[1, 2], default=1, help="speed: see two_hosts.py")
     parser.add_argument("--seeds", type=int, help="accuracy, text: how many; default 5, for text 3")
     parser.add_argument("--epochs", type=int, default=3, help="accuracy: passes over all training images")
     parser.add_argument("--text-steps", type=int, default=4000, help="text: steps of each rank")
@@ -119,10 +122,13 @@ def parse_arguments():
 
 
 def speed(options):
-    reason = unavailable()
+    reason = unavailable() or (two_hosts.unavailable() if options.hosts == 2 else None)
     for network in options.networks:
         if network == "loopback":
             _speed_on("loopback, not capped", nullcontext([]), options)
+        elif options.hosts == 2 and not reason:
+            apart = [sys.executable, two_hosts.__file__, "--rate", network, "--ranks", str(RANKS)]
+            _speed_on(f"{network} Mbit/s between two hosts of {RANKS} ranks", nullcontext(apart), options)
         elif reason:
             print(f"\n{network} Mbit/s: skipped; {reason}")
         else:
@@ -136,11 +142,12 @@ def _speed_on(network, link, options):
     batch_size = options.batch_size or 32
     with link as inside:
         if inside:
-            network += f" ({measured_rate(inside):.0f} of payload)"
+            if options.hosts == 1:
+                network += f" ({measured_rate(inside):.0f} of payload)"
             if EVERY_STEP in plans:  # takes many times longer than the others
                 plans[EVERY_STEP] = {"warmup": 4, "steps": max(1, options.steps // 16)}
         job = {"methods": plans, "rounds": options.rounds, "batch_size": batch_size}
-        found = launch("speed", job, inside)
+        found = launch("speed", job, inside, options.hosts)
     print(f"\n{network}: {options.rounds} rounds of {options.steps} steps, batch size {batch_size}")
     rows = [["method", "ms/step", "over none", "lowest to highest", "bytes/step", "fewer", "on the device"]]
     for method, measured in found.items():
@@ -251,19 +258,23 @@ def standard_error(values):
 # -- how it is done ------------------------------------------------------------------------------------
 
 
-def launch(measure, job, inside=()):
+def launch(measure, job, inside=(), hosts=1):
     """Runs the worker on all ranks and returns what rank 0 found.
 
     Args:
         measure: the worker's function.
         job: its arguments.
         inside: what goes before the command, so that it runs on a capped link.
+        hosts: of two, `inside` starts the ranks.
     """
     python = Path(sys.executable)
-    command = [*inside, str(python.with_name("horovodrun")), "-np", str(RANKS)]
-    if inside:
-        command += ["--network-interfaces", "lo"]
-    return result_of([*command, str(python), str(WORKER), measure, json.dumps(job)], DEADLINE)
+    command = list(inside)
+    if hosts == 1:
+        command += [str(python.with_name("horovodrun")), "-np", str(RANKS)]
+        command += ["--network-interfaces", "lo"] if inside else []
+    # Ranks of one host would not use the link that stands for one between hosts.
+    env = {"HVDEXT_LOCAL": "0"} if inside and hosts == 1 else {}
+    return result_of([*command, str(python), str(WORKER), measure, json.dumps(job)], DEADLINE, env)
 
 
 def print_table(rows):
