@@ -79,3 +79,38 @@ XLA_HEADERS = Fix(
         ),
     ),
 )
+
+SETS_OF_SURVIVORS = Fix(
+    name="sets-of-survivors",
+    why=(
+        "When the engine ends, its ranks agree on the removal of every process set. If one of them is gone, "
+        "that throws, where nobody catches it: the survivors of a job with process sets abort, instead of "
+        "telling of the lost rank."
+    ),
+    edits=(
+        Edit(
+            file="horovod/common/process_set.cc",
+            old=(
+                "    MarkProcessSetForRemoval(id);\n"
+                "    // Block until all processes have been able to finalize and deregister\n"
+                "    // this process set.\n"
+                "    while (true) {\n"
+                "      InitializeRegisteredAndRemoveMarkedIfReady_(context, status);\n"
+            ),
+            new=(
+                "    MarkProcessSetForRemoval(id);\n"
+                "    // Block until all processes have been able to finalize and deregister\n"
+                "    // this process set.\n"
+                "    while (true) {\n"
+                "      try {\n"
+                "        InitializeRegisteredAndRemoveMarkedIfReady_(context, status);\n"
+                "      } catch (const std::exception&) { // a rank is gone: each of the others by itself\n"
+                "        id_to_process_set_[id].Finalize(status);\n"
+                "        DeregisterProcessSet(id);\n"
+                "        id_to_be_removed_ = NO_PENDING_REMOVAL;\n"
+                "        break;\n"
+                "      }\n"
+            ),
+        ),
+    ),
+)

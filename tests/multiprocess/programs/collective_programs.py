@@ -509,6 +509,15 @@ def _run_refusals(hvd):
             lambda: hvd.alltoall(np.zeros([4]), [9] * hvd.size() if odd else [4] + [0] * (hvd.size() - 1))
         ),
         "group": lambda: hvd.grouped_allreduce([np.zeros(2)] * (1 if odd else 2)),
+        "order of a group": lambda: hvd.grouped_allreduce(
+            [np.zeros(3 if odd else 2), np.zeros(2 if odd else 3)]
+        ),
+        "order of a group in a graph": tf.function(
+            lambda: hvd.grouped_allreduce([np.zeros(3 if odd else 2), np.zeros(2 if odd else 3)])
+        ),
+        "turned group in a graph": tf.function(
+            lambda: hvd.grouped_allreduce([np.zeros([3, 2] if odd else [2, 3]), np.zeros(1)])
+        ),
         "group to gather": lambda: hvd.grouped_allgather([1.0] if odd else [[1.0], [2.0]]),
         "group to scatter": lambda: hvd.grouped_reducescatter([[1.0, 2.0]] if odd else [[1.0]]),
         "variables": lambda: hvd.broadcast_([tf.Variable(1.0)] * (1 if odd else 2), 0),
@@ -531,6 +540,8 @@ class _Unpicklable:
 
 _TYPES = {
     "splits in a graph": "InvalidArgumentError",
+    "order of a group in a graph": "FailedPreconditionError",
+    "turned group in a graph": "FailedPreconditionError",
     "scalars": "ValueError",  # on all ranks: nobody waits
     "object": "ValueError",
     "object of the root": "ValueError",
@@ -541,6 +552,9 @@ _WORDS = {
     "uneven": "must divide the rows",
     "splits in a graph": "must be",
     "group": "number of tensors: rank",
+    "order of a group": "tensor 0: rank",
+    "order of a group in a graph": "[2], [3]",
+    "turned group in a graph": "[3, 2], [1]",
     "group to gather": "number of tensors: rank",
     "group to scatter": "tensor 0: rank",
     "variables": "number of variables: rank",

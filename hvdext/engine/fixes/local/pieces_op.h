@@ -13,7 +13,8 @@ public:
   void ComputeAsync(OpKernelContext* context, DoneCallback done) override {
     OP_REQUIRES_OK_ASYNC(context, ConvertStatus(common::CheckInitialized()), done);
     std::vector<hvdext::Piece> pieces;
-    int64_t numbers = 0;
+    common::TensorShape shapes;
+    shapes.AddDim(-1); // see pieces_shape.h
     for (int i = 0; i < context->num_inputs(); ++i) {
       // In the input's own memory where nobody else needs it.
       Tensor* output;
@@ -21,14 +22,15 @@ public:
           context, context->forward_input_or_allocate_output({i}, i, context->input(i).shape(), &output), done);
       pieces.push_back({context->input(i).tensor_data().data(), const_cast<char*>(output->tensor_data().data()),
                         output->tensor_data().size()});
-      numbers += output->NumElements();
+      shapes.AddDim(output->dims());
+      for (int64_t axis : output->shape().dim_sizes()) {
+        shapes.AddDim(axis);
+      }
     }
     Tensor input = context->input(0);
     const TFTensor first(input);
-    common::TensorShape row;
-    row.AddDim(numbers);
     auto tensor = std::make_shared<common::PiecesTensor>(
-        first.dtype(), context->num_inputs() == 1 ? first.shape() : row, std::move(pieces));
+        first.dtype(), context->num_inputs() == 1 ? first.shape() : shapes, std::move(pieces));
     auto enqueued = EnqueueTensorAllreduce(
         std::make_shared<TFOpContext>(context), tensor, tensor, common::ReadyEventList(),
         name().substr(name().find_last_of('/') + 1), GetDeviceID(context),

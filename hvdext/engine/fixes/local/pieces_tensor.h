@@ -17,7 +17,7 @@ namespace common {
 // Both what is reduced and the result. Who cannot work on pieces asks for data(), and gets them copied into a row.
 class PiecesTensor : public Tensor {
 public:
-  // shape: what ranks compare; of one tensor its own, of several that of a row.
+  // shape: what ranks compare; of one tensor its own, of several see pieces_shape.h.
   PiecesTensor(DataType dtype, TensorShape shape, std::vector<hvdext::Piece> pieces)
       : dtype_(dtype), shape_(std::move(shape)), pieces_(std::move(pieces)), bytes_(hvdext::BytesOf(pieces_)) {}
 
