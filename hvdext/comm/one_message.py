@@ -13,7 +13,7 @@ def allreduce_as_one(ops: Any, tensors: Sequence[tf.Tensor], name: str, **how: A
 
     Args:
         ops: `horovod.tensorflow.mpi_ops`.
-        tensors: the same shapes on every rank. An engine without the operation compares of several the sum of sizes.
+        tensors: the same shapes on every rank. Of several an engine without the operation compares the size.
         name: of the message.
         **how: what the engine's allreduce takes: `reduce_op`, `prescale_factor`, `postscale_factor`,
             `process_set_id`.
