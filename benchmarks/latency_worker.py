@@ -38,6 +38,10 @@ def main():
     barrier()
     if rank == 0:
         options.result.write_text(json.dumps(results))
+    if on_torch:  # else a rank that ends later aborts at times
+        from torch import distributed
+
+        distributed.destroy_process_group()
 
 
 def parse_arguments():

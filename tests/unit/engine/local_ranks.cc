@@ -4,6 +4,7 @@
 //   local_ranks killed RANKS TRIALS       the last rank is killed at a random moment of endless collectives
 //   local_ranks frozen|gone|elsewhere RANKS   the last rank stops, leaves in order, or is in another collective
 //   local_ranks away RANKS                the last rank comes after the deadline, but says that it is away
+//   local_ranks stranger RANKS            the process that has the last rank's number here is not that rank
 //   local_ranks hosts RANKS NAMES         rank i shares memory with those of the same letter in NAMES
 //
 // Each rank prints a line; what is wrong makes the exit status 1.
@@ -39,6 +40,7 @@ struct Table {
 
 int size;
 int rank_ = 0;
+bool has_stranger = false;
 bool failed = false;
 std::vector<int> host_of;
 
@@ -53,6 +55,9 @@ std::unique_ptr<LocalTransport> Meet(Table& table) {
   int call = 0;
   auto gather = [&](const void* mine, void* all, size_t bytes) {
     std::memcpy(table.bytes[call][rank_], mine, bytes);
+    if (has_stranger && call == 0 && rank_ == size - 1) {
+      table.bytes[call][rank_][bytes - 1] ^= 1; // of the token, which stands at the end
+    }
     ++table.come[call];
     while (table.come[call] < size) {
       usleep(50);
@@ -368,6 +373,7 @@ bool Launch(const std::string& what, const char* names, std::mt19937& random) {
 int main(int, char** arguments) {
   std::string what = arguments[1];
   size = std::atoi(arguments[2]);
+  has_stranger = what == "stranger";
   int trials = what == "killed" ? std::atoi(arguments[3]) : 1;
   std::mt19937 random(std::random_device{}());
   for (int i = 0; i < trials; ++i) {

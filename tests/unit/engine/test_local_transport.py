@@ -1,6 +1,7 @@
 """Ranks that share memory, as processes of a C++ program: numbers, and ranks that end, stop or go astray."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -90,6 +91,13 @@ def test_ranks_share_memory_with_those_of_their_host(program):
     ]
 
 
+def test_many_more_ranks_than_processors(program):
+    code, lines = run(program, "hosts", 64, 64 * "a")
+    assert code == 0
+    total = sum(range(64))
+    assert lines == sorted(f"rank {rank}: host 0, place {rank} of 64, sum {total}" for rank in range(64))
+
+
 @pytest.mark.parametrize(
     ("names", "why"), [("abc", "every rank has a HVDEXT_LOCAL of its own"), ("aa0", "HVDEXT_LOCAL=0")]
 )
@@ -97,6 +105,17 @@ def test_all_or_nobody(program, names, why):
     code, lines = run(program, "hosts", 3, names)
     assert code != 0
     assert lines == [f"rank {rank}: off: {why}" for rank in range(3)]
+
+
+def test_memory_of_a_stranger_is_not_taken_for_a_rank_s(program):
+    """In containers with one view of processes each, a number may be another process here."""
+    code, lines = run(program, "stranger", 3)
+    assert code != 0
+    assert [re.sub(r"\d+ of", "N of", line) for line in lines] == [
+        "rank 0: off: process N of this host is not the rank that has this number elsewhere",
+        "rank 1: off: process N of this host is not the rank that has this number elsewhere",
+        "rank 2: off: another rank cannot",
+    ]
 
 
 def test_it_can_be_turned_off(program):

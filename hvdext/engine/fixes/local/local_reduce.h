@@ -75,34 +75,51 @@ template <typename T> void CopyScaled(const T* from, T* to, size_t count, double
   }
 }
 
-// to = factor * (sources[0] op sources[1] op ...)
+// Numbers as they are reduced: where they lie, or else in `room`.
+template <typename T, typename W> const W* Widen(const T* from, W* room, size_t count) {
+  if constexpr (std::is_same<T, W>::value) {
+    return from;
+  } else {
+    Convert(from, room, count);
+    return room;
+  }
+}
+
+// to = factor * (sources[0] op sources[1] op ...); `to` may be one of the sources.
 template <typename T, typename Op>
 void ReduceWith(const std::vector<const T*>& sources, T* to, size_t count, double factor) {
   using W = typename Wide<T>::type;
+  constexpr bool kAsItIs = std::is_same<T, W>::value;
   W sum[kBlock];
   W next[kBlock];
   for (size_t done = 0; done < count; done += kBlock) {
-    size_t now = std::min(kBlock, count - done);
-    Convert(sources[0] + done, sum, now);
-    for (size_t s = 1; s < sources.size(); ++s) {
-      const W* term;
-      if constexpr (std::is_same<T, W>::value) {
-        term = sources[s] + done;
-      } else {
-        Convert(sources[s] + done, next, now);
-        term = next;
-      }
-      for (size_t i = 0; i < now; ++i) {
-        sum[i] = Op::template Of<W>(sum[i], term[i]);
-      }
+    const size_t now = std::min(kBlock, count - done);
+    W* result = sum;
+    if constexpr (kAsItIs) {
+      result = to + done;
     }
-    ScaleIfAny(sum, now, factor);
-    Convert(sum, to + done, now);
+    const W* so_far = Widen(sources[0] + done, sum, now);
+    for (size_t s = 1; s < sources.size(); ++s) {
+      const W* term = Widen(sources[s] + done, next, now);
+      W* into = s + 1 < sources.size() ? sum : result;
+#pragma GCC ivdep
+      for (size_t i = 0; i < now; ++i) {
+        into[i] = Op::template Of<W>(so_far[i], term[i]);
+      }
+      so_far = into;
+    }
+    ScaleIfAny(result, now, factor);
+    if constexpr (!kAsItIs) {
+      Convert(sum, to + done, now);
+    }
   }
 }
 
 template <typename T>
 void Reduce(Reduction how, const std::vector<const T*>& sources, T* to, size_t count, double factor) {
+  if (sources.size() == 1) {
+    return CopyScaled(sources[0], to, count, factor);
+  }
   switch (how) {
   case Reduction::Sum:
     return ReduceWith<T, Add>(sources, to, count, factor);
