@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 
 import torch
+from measuring import take_core
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,6 +22,7 @@ def main():
     torch.set_num_threads(1)
     torch.manual_seed(0)
     distributed.init_process_group("gloo")
+    take_core(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]))
     models = {"plain": model(), "exchange": DistributedDataParallel(model())}
     batches = [(torch.rand(BATCH, 1, 28, 28), torch.randint(10, (BATCH,))) for _ in range(32)]
     results = {kind: [] for kind in models}
@@ -29,6 +32,7 @@ def main():
             results[kind].append(images_per_second(each, batches, options.steps))
     if distributed.get_rank() == 0:
         options.result.write_text(json.dumps({kind: speeds[1:] for kind, speeds in results.items()}))
+    distributed.destroy_process_group()  # else a rank that ends later aborts at times
 
 
 def parse_arguments():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from measuring import bytes_sent
+from measuring import bytes_sent, take_core
 from tensorflow import keras
 
 BATCH = 32
@@ -24,6 +24,7 @@ def main():
     else:
         import horovod.tensorflow.keras as hvd
     hvd.init()
+    take_core(hvd.local_rank(), hvd.local_size())
     keras.utils.set_random_seed(0)  # all ranks start alike
     models = {"plain": compiled(lambda optimizer: optimizer), "exchange": compiled(hvd.DistributedOptimizer)}
     images = dataset()

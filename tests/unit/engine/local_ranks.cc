@@ -5,6 +5,7 @@
 //   local_ranks frozen|gone|elsewhere RANKS   the last rank stops, leaves in order, or is in another collective
 //   local_ranks away RANKS                the last rank comes after the deadline, but says that it is away
 //   local_ranks stranger RANKS            the process that has the last rank's number here is not that rank
+//   local_ranks bound RANKS CORES         rank i runs on the core that is the digit i of CORES
 //   local_ranks hosts RANKS NAMES         rank i shares memory with those of the same letter in NAMES
 //
 // Each rank prints a line; what is wrong makes the exit status 1.
@@ -20,6 +21,7 @@
 #include <stdexcept>
 #include <string>
 
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -35,7 +37,7 @@ constexpr auto kDeadline = std::chrono::milliseconds(1500);
 // How processes of one parent meet: memory from before the fork.
 struct Table {
   std::atomic<int> come[2];
-  uint8_t bytes[2][64][256];
+  uint8_t bytes[2][64][512];
 };
 
 int size;
@@ -68,7 +70,7 @@ std::unique_ptr<LocalTransport> Meet(Table& table) {
     ++call;
   };
   std::string why_not;
-  LocalTransport::Setting setting{kDeadline, static_cast<int>(sysconf(_SC_NPROCESSORS_ONLN)), size};
+  LocalTransport::Setting setting{kDeadline, size};
   auto transport = LocalTransport::Connect(rank_, size, setting, gather, host_of, why_not);
   if (transport == nullptr) {
     std::printf("rank %d: off: %s\n", rank_, why_not.c_str());
@@ -305,6 +307,8 @@ void Run(const std::string& what, Table& table) {
   const bool is_last = rank_ == size - 1;
   if (what == "hosts") {
     Together(*transport);
+  } else if (what == "bound") {
+    std::printf("rank %d: %s\n", rank_, transport->may_spin() ? "spins" : "sleeps");
   } else if (what == "collectives") {
     Collectives(*transport);
   } else if (what == "killed") {
@@ -344,6 +348,11 @@ bool Launch(const std::string& what, const char* names, std::mt19937& random) {
       rank_ = i;
       if (what == "hosts") {
         setenv("HVDEXT_LOCAL", std::string(1, names[i]).c_str(), 1);
+      } else if (what == "bound") {
+        cpu_set_t core;
+        CPU_ZERO(&core);
+        CPU_SET(names[i] - '0', &core);
+        sched_setaffinity(0, sizeof(core), &core);
       }
       Run(what, *table);
       std::fflush(stdout);

@@ -91,6 +91,12 @@ def test_ranks_share_memory_with_those_of_their_host(program):
     ]
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two processors")
+@pytest.mark.parametrize(("cores", "how"), [("01", "spins"), ("00", "sleeps")])
+def test_ranks_that_are_bound_to_a_core_each_have_enough_of_them(program, cores, how):
+    assert run(program, "bound", 2, cores) == (0, [f"rank {rank}: {how}" for rank in range(2)])
+
+
 def test_many_more_ranks_than_processors(program):
     code, lines = run(program, "hosts", 64, 64 * "a")
     assert code == 0

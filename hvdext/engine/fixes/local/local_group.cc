@@ -4,8 +4,6 @@
 #include <mutex>
 #include <stdexcept>
 
-#include <sched.h>
-
 #include "gloo/allgather.h"
 #include "gloo/allreduce.h"
 
@@ -21,11 +19,6 @@ std::string state = "not started";
 void Tell(const std::string& text) {
   std::lock_guard<std::mutex> guard(state_mutex);
   state = text;
-}
-
-int ProcessorsOfThisRank() {
-  cpu_set_t mask;
-  return sched_getaffinity(0, sizeof(mask), &mask) == 0 ? CPU_COUNT(&mask) : 1;
 }
 
 } // namespace
@@ -53,7 +46,7 @@ std::shared_ptr<LocalGroup> LocalGroup::Meet(const std::shared_ptr<gloo::Context
     options.setOutput(static_cast<uint8_t*>(all), bytes * context->size);
     gloo::allgather(options);
   };
-  hvdext::LocalTransport::Setting setting{context->getTimeout(), ProcessorsOfThisRank(), ranks_here};
+  hvdext::LocalTransport::Setting setting{context->getTimeout(), ranks_here};
   std::vector<int> host_of;
   std::string why_not;
   std::unique_ptr<hvdext::LocalTransport> memory;

@@ -13,6 +13,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -43,6 +44,7 @@ struct Greeting {
   // How to find it, and what stands in it.
   int64_t pid;
   int64_t segment;
+  cpu_set_t processors; // that the rank may run on
   uint64_t token;
 };
 
@@ -66,6 +68,9 @@ std::string SettingOfUser() {
 Greeting Greet(int segment, uint64_t token) {
   struct stat pid_namespace {};
   stat("/proc/self/ns/pid", &pid_namespace);
+  cpu_set_t processors;
+  CPU_ZERO(&processors);
+  sched_getaffinity(0, sizeof(processors), &processors);
   return Greeting{SettingOfUser() != "0",
                   kVersion,
                   HashOf(FirstLine("/proc/sys/kernel/random/boot_id")),
@@ -74,6 +79,7 @@ Greeting Greet(int segment, uint64_t token) {
                   HashOf(SettingOfUser()),
                   static_cast<int64_t>(getpid()),
                   segment,
+                  processors,
                   token};
 }
 
@@ -195,6 +201,7 @@ std::unique_ptr<LocalTransport> LocalTransport::Connect(int rank, int size, cons
     }
     int place = static_cast<int>(std::find(members.begin(), members.end(), rank) - members.begin());
     made.reset(new LocalTransport(place, std::move(members), setting));
+    made->may_spin_ = made->HaveProcessors(setting.ranks_here, all.data());
     problem = made->MapPeers(segment, all.data());
   } else if (segment >= 0) {
     close(segment);
@@ -210,9 +217,7 @@ std::unique_ptr<LocalTransport> LocalTransport::Connect(int rank, int size, cons
 }
 
 LocalTransport::LocalTransport(int rank, std::vector<int> members, const Setting& setting)
-    : rank_(rank), members_(std::move(members)),
-      may_spin_(setting.processors >= std::max<int>(setting.ranks_here, members_.size())),
-      deadline_(setting.deadline), peers_(members_.size()) {}
+    : rank_(rank), members_(std::move(members)), deadline_(setting.deadline), peers_(members_.size()) {}
 
 LocalTransport::~LocalTransport() {
   if (getpid() != peers_[rank_].pid && peers_[rank_].pid != 0) {
@@ -291,6 +296,16 @@ std::string LocalTransport::MapPeers(int segment, const void* greetings) {
     peer.memory = static_cast<uint8_t*>(memory);
   }
   return "";
+}
+
+// Whether there are as many processors as ranks, all of them together: each may be bound to its own.
+bool LocalTransport::HaveProcessors(int ranks_here, const void* greetings) const {
+  cpu_set_t together;
+  CPU_ZERO(&together);
+  for (int member : members_) {
+    CPU_OR(&together, &together, &static_cast<const Greeting*>(greetings)[member].processors);
+  }
+  return CPU_COUNT(&together) >= std::max(ranks_here, size());
 }
 
 void LocalTransport::ShareBells() {

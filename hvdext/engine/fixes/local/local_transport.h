@@ -44,8 +44,7 @@ public:
 
   struct Setting {
     std::chrono::milliseconds deadline; // of a wait
-    int processors;                     // that ranks of this host run on
-    int ranks_here;                     // at least so many do
+    int ranks_here;                     // at least so many share the processors
   };
 
   // Connects `rank` of `size` ranks with those of its host. Returns nothing on all ranks, and `why_not`, if any of
@@ -62,6 +61,9 @@ public:
   // Among those of this host.
   int rank() const { return rank_; }
   int size() const { return static_cast<int>(members_.size()); }
+
+  // Whether a rank that waits does so for a moment without giving its processor away: each has one of its own.
+  bool may_spin() const { return may_spin_; }
 
   // From now on a tensor that comes to one rank wakes the others' threads that wait for it.
   void ShareBells();
@@ -102,6 +104,7 @@ private:
   LocalTransport(int rank, std::vector<int> members, const Setting& setting);
   static int MakeSegment(uint64_t& token, std::string& problem);
   std::string MapPeers(int segment, const void* greetings);
+  bool HaveProcessors(int ranks_here, const void* greetings) const;
   bool HasPosted(int rank) const;
   void Await(int rank);
   void Sleep(int rank);
@@ -111,7 +114,7 @@ private:
 
   int rank_;
   std::vector<int> members_; // what the ranks of this host are called in the whole group
-  bool may_spin_;
+  bool may_spin_ = false;
   std::chrono::milliseconds deadline_;
   int segment_ = -1;
   uint32_t round_ = 0;
