@@ -6,8 +6,8 @@
     python benchmarks/gradient_exchange.py --torch   # beside PyTorch's DDP on Gloo (installed once)
 
 The model is a CNN of 420,042 parameters on 28x28 images, batch size 32 per rank, SGD with momentum, trained
-with `model.fit`, one TensorFlow thread per rank, each rank on a core of its own if there are enough. Throughput does not depend on what the images show; they are
-random.
+with `model.fit`, one TensorFlow thread per rank, each rank on a core of its own if there are enough.
+Throughput does not depend on what the images show; they are random.
 
 - Overhead at size 1: time per step with `DistributedOptimizer` over plain Keras, in one process, in turn.
 - Throughput: images/s per rank with exchange over images/s without, in the same processes, in turn. Runs of
