@@ -7,7 +7,8 @@ units), batches of 8, is cut over two ranks: its attention by heads, its dense l
 trained through shared memory and, with the same engine, through Gloo; runs of the two alternate. Beside it,
 in turn in the same processes, each rank trains what is left to it after the cut, by itself: half the heads
 and units, and no exchange. The difference of the two, over the number of exchanges in a step, is what one
-takes, with what ranks wait for each other. Each rank has one thread, on a core of its own if there are enough.
+takes, with what ranks wait for each other. Each rank has one thread, on a core of its own if there are
+enough.
 """
 
 from __future__ import annotations
