@@ -5,7 +5,8 @@
     python benchmarks/suite.py --only latency serving  # some of them
 
 Before each of them it looks whether others compute on the machine, and refuses to go on if they do. The
-folder `benchmarks/reports/<date>` gets `report.json`, with every measurement, and `report.md`.
+folder `benchmarks/reports/<date>` gets `report.json`, with every measurement, `report.md`, and plots: of each
+benchmark's figures, and of what a cost model makes of them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import cost_model
+import plots
 from machine import description, wait_until_quiet
 from measuring import FIGURES
 
@@ -70,6 +73,7 @@ def main():
             report["benchmarks"][name] = measured(BENCHMARKS[name].program, arguments, folder)
             (folder / "report.json").write_text(json.dumps(report, indent=1))
             (folder / "report.md").write_text(as_markdown(report))
+    draw_plots(report, folder)
     print(f"report: {folder / 'report.md'}")
 
 
@@ -115,6 +119,15 @@ def measured(program, arguments, folder):
     }
 
 
+def draw_plots(report, folder):
+    """A picture for each benchmark that has figures, and one of the cost model if there is what it needs."""
+    for name, each in report["benchmarks"].items():
+        if each["figures"]:
+            plots.draw(name, each["figures"], folder)
+    if report["benchmarks"].keys() >= cost_model.NEEDS:
+        cost_model.draw(report, folder / "cost_model.png")
+
+
 def as_markdown(report):
     """The report as a page."""
     lines = ["# Measured", ""]
@@ -128,9 +141,12 @@ def as_markdown(report):
                 "| what | median | lowest | highest | measurements | unit |",
                 "|---|---|---|---|---|---|",
             ]
-            lines += [_row(figure) for figure in each["figures"]]
+            lines += [*(_row(figure) for figure in each["figures"]), "", f"![{name}]({name}.png)"]
         else:
             lines += ["", "```", *each["printed"], "```"]
+    if report["benchmarks"].keys() >= cost_model.NEEDS:
+        lines += ["", "## Predicted", "", "By [a cost model](../../cost_model.py), not measured:", ""]
+        lines += ["![cost model](cost_model.png)"]
     return "\n".join(lines) + "\n"
 
 

@@ -59,3 +59,44 @@ def test_every_benchmark_of_a_suite_exists_and_takes_its_arguments(suite):
         for arguments in (benchmark.quick, benchmark.full):
             for word in (arguments or "").split():
                 assert not word.startswith("--") or f'"{word}"' in text, (name, word)
+
+
+def report_of_round_numbers():
+    def figures(unit, medians):
+        return [{"what": what, "unit": unit, "median": m, "values": [m, m]} for what, m in medians.items()]
+
+    small = {
+        f"allreduce of 10 numbers, 2 ranks, {way}": ms for way, ms in [("memory", 0.1), ("sockets", 0.4)]
+    }
+    large = {"allreduce of 40 MB, 2 ranks, memory, payload": 4.0}
+    latency = figures("ms", small) + figures("GB/s", large)
+    gradients = figures("images/s", {"hvdext, 2 ranks, per rank, without exchange": 8000.0}) + figures(
+        "ratio", {"hvdext, 2 ranks, with over without": 0.9, "sockets, 2 ranks, with over without": 0.4}
+    )
+    rest = {"command": "", "seconds": 1, "taken by others before": 0.0, "printed": []}
+    found = {"latency": rest | {"figures": latency}, "gradients": rest | {"figures": gradients}}
+    return {"machine": {}, "benchmarks": found}
+
+
+def test_the_cost_model_by_hand(suite):
+    cost_model = importlib.import_module("cost_model")
+    report = report_of_round_numbers()
+    costs = cost_model.costs_of(report)
+    assert costs.compute == pytest.approx(4e-3)
+    # One host: 0.1 ms, and 8 MB at 4 GB/s. Five: 16 messages of 0.1 ms, and 2 * 4/5 of 8 MB at 1 GB/s more.
+    assert costs.exchange(1, 8, 8e6, 1e9) == pytest.approx(0.1e-3 + 2e-3)
+    assert costs.exchange(5, 8, 8e6, 1e9) == pytest.approx(2.1e-3 + 1.6e-3 + 12.8e-3)
+    assert costs.exchange(5, 1, 8e6, 1e9) == pytest.approx(1.6e-3 + 12.8e-3)
+    taken = 0.1e-3 + cost_model.GRADIENT_BYTES / 4e9
+    assert costs.efficiency(1, 8, 1e9) == pytest.approx(4e-3 / (4e-3 + taken))
+    assert costs.efficiency(1, 8, 1e9, every=10) == pytest.approx(4e-3 / (4e-3 + taken / 10))
+    assert cost_model.measured_points(report) == {"through memory": 0.9, "through Gloo": 0.4}
+
+
+def test_plots_stand_beside_the_report(suite, tmp_path):
+    report = report_of_round_numbers()
+    suite.draw_plots(report, tmp_path)
+    page = suite.as_markdown(report)
+    for name in ("latency", "gradients", "cost_model"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+        assert f"({name}.png)" in page
