@@ -98,9 +98,9 @@ def compare(batching: Server, single: Server, questions: Questions, options) -> 
         order = list(servers) if turn % 2 else list(servers)[::-1]
         for name in order:
             connections = servers[name].connections(options.clients, questions)
-            totals[name].add(asyncio.run(_closed(connections, SLICE_SECONDS, first)))
+            totals[name].add(asyncio.run(closed(connections, SLICE_SECONDS, first)))
             first += 10**9
-    share = _seconds_since(used) / (time.perf_counter() - begin)
+    share = seconds_since(used) / (time.perf_counter() - begin)
     for name, outcome in totals.items():
         must_be_right(outcome, {200})
         answered = servers[name].count(200)
@@ -134,7 +134,7 @@ def overload(server: Server, questions: Questions, capacity: float, options) -> 
     if outcome.unhelpful:
         sys.exit(f"{outcome.unhelpful} refusals had no Retry-After.")
     sent = outcome.statuses.total()
-    share = _seconds_since(used) / outcome.seconds
+    share = seconds_since(used) / outcome.seconds
     print(
         f"overload, {sent / outcome.sending / capacity:.1f} times what it can answer, for "
         f"{outcome.sending:.0f} s: {sent} requests, {outcome.statuses[200]} answered right "
@@ -168,18 +168,20 @@ class Server:
 
     def __init__(self, model: Path, ranks: int, arguments: list[str]):
         self._name = model.stem
-        self._port = _free_port()
-        launcher = str(Path(sys.executable).with_name("horovodrun"))
-        command = [launcher, "-np", str(ranks), "hvdext", "serve", str(model), "--port", str(self._port)]
+        self._port = free_port()
         threads = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the server
         self._process = subprocess.Popen(
-            [*command, *arguments],
+            [*self._command(model, ranks), *arguments],
             env=os.environ | threads | QUIET,
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+    def _command(self, model: Path, ranks: int) -> list[str]:
+        launcher = str(Path(sys.executable).with_name("horovodrun"))
+        return [launcher, "-np", str(ranks), "hvdext", "serve", str(model), "--port", str(self._port)]
 
     def __enter__(self) -> Server:
         end = time.monotonic() + START_SECONDS
@@ -231,7 +233,7 @@ class Server:
             return answer.read().decode()
 
 
-async def _closed(connections, seconds, first):
+async def closed(connections, seconds, first):
     outcome = await closed_load(connections, seconds, first)
     for connection in connections:
         connection.close()
@@ -260,12 +262,12 @@ def _percentiles(outcome):
     return ", ".join(f"p{p} {outcome.milliseconds(p):.0f} ms" for p in (50, 95, 99))
 
 
-def _seconds_since(before):
+def seconds_since(before):
     now = psutil.Process().cpu_times()
     return now.user + now.system - before.user - before.system
 
 
-def _free_port():
+def free_port():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return taken.getsockname()[1]

@@ -50,15 +50,63 @@ class Questions:
         return self._header + number.to_bytes(8, "little") + self._bodies[number % len(self._bodies)]
 
     @property
-    def header_length(self) -> int:
-        """Bytes of JSON in a body."""
-        return len(self._header)
+    def headers(self) -> str:
+        """What HTTP says of a body."""
+        return (
+            "Content-Type: application/octet-stream\r\n"
+            f"Inference-Header-Content-Length: {len(self._header)}\r\n"
+        )
 
-    def is_right(self, number: int, outputs: dict[str, np.ndarray]) -> bool:
-        """Whether these are the outputs of request `number`, and of no other."""
+    def is_right(self, number: int, headers: dict[str, str], body: bytes) -> bool:
+        """Whether this is the answer to request `number`, and to no other."""
+        outputs = _outputs(headers, body)
         expected = self.answers[number % len(self.answers)]
         apart = np.abs(outputs["y"] - expected).max()
         return outputs["id"].tolist() == [[number]] and apart <= TOLERANCE * np.abs(expected).max()
+
+
+@dataclass
+class JsonQuestions:
+    """What is asked of a model with one input and one output, in JSON.
+
+    Attributes:
+        rows: float32, shape (n, ...).
+        answers: float32, shape (n, outputs), of plain Keras.
+    """
+
+    rows: np.ndarray
+    answers: np.ndarray
+    headers = "Content-Type: application/json\r\n"
+
+    def __post_init__(self):
+        self._bodies = [
+            json.dumps(
+                {
+                    "inputs": [
+                        {
+                            "name": "x",
+                            "datatype": "FP32",
+                            "shape": (1, *row.shape),
+                            "data": row.round(4).ravel().tolist(),
+                        }
+                    ]
+                }
+            ).encode()
+            for row in self.rows
+        ]
+
+    def body(self, number: int) -> bytes:
+        """The request with this id, which chooses the row."""
+        return self._bodies[number % len(self._bodies)]
+
+    def is_right(self, number: int, headers: dict[str, str], body: bytes) -> bool:
+        """Whether this is what the model says of the row of request `number`."""
+        expected = self.answers[number % len(self.answers)]
+        found = np.asarray(json.loads(body)["outputs"][0]["data"], "float32")
+        return (
+            found.size == expected.size
+            and np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max()
+        )
 
 
 @dataclass
@@ -106,11 +154,10 @@ class Connection:
     An answer that came twice would be taken for that of the next request, and have a wrong id.
     """
 
-    def __init__(self, port: int, path: str, questions: Questions):
+    def __init__(self, port: int, path: str, questions: Questions | JsonQuestions):
         self._port, self._questions = port, questions
         self._head = (
-            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/octet-stream\r\n"
-            f"Inference-Header-Content-Length: {questions.header_length}\r\nContent-Length: "
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{questions.headers}Content-Length: "
         ).encode()
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
@@ -126,7 +173,7 @@ class Connection:
         outcome.statuses[status] += 1
         if status == 200:
             outcome.latencies.append(time.perf_counter() - begin)
-            if not self._questions.is_right(number, _outputs(headers, body)):
+            if not self._questions.is_right(number, headers, body):
                 outcome.wrong.append(number)
         elif "retry-after" not in headers:
             outcome.unhelpful += 1

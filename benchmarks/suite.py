@@ -59,6 +59,7 @@ BENCHMARKS = {
     "slices": Benchmark("slices.py", "--launches 1", ""),
     "prediction": Benchmark("inference.py", "--what throughput --rounds 3", "--rounds 9"),
     "serving": Benchmark("serving.py", "--seconds 10", ""),
+    "ranks": Benchmark("serving_ranks.py", "--rounds 3", ""),
 }
 
 
