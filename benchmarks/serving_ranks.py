@@ -6,8 +6,8 @@
 Two models: the recurrent one of serving.py, asked in the binary form, and a CNN of 420,042 parameters, asked
 in JSON. Servers of one and of two ranks, for the CNN also a plain one behind uvicorn (plain_server.py), run
 side by side and are used in turn by the same clients; an idle server takes no time from the others. Every
-answer is checked against plain Keras. Each rank has one thread. The clients are coroutines of this process: its
-share of a core is printed, since where cores are few they take from the servers.
+answer is checked against plain Keras. Each rank has one thread. The clients are coroutines of this process;
+its share of a core is printed, since where cores are few they take from the servers.
 """
 
 from __future__ import annotations
