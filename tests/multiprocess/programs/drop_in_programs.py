@@ -166,7 +166,7 @@ def _run_watched(hvd):
     found = gradient([2, 3])
     try:  # as long, and so one message: but other numbers would meet
         gradient([3, 2] if hvd.rank() == 1 else [2, 3])
-    except tf.errors.InvalidArgumentError as error:
+    except tf.errors.FailedPreconditionError as error:
         return found, str(error)
     return found, "no error"
 
@@ -174,7 +174,9 @@ def _run_watched(hvd):
 def _check_watched(ranks):
     for found, text in ranks:
         assert found == np.full((2, 3), len(ranks) + 1.0).tolist()
-        assert "disagree about which gradients" in text
+        assert "Mismatched ALLREDUCE tensor shapes" in text
+        assert "[2, 3]" in text
+        assert "[3, 2]" in text
 
 
 PROGRAMS = {
