@@ -203,7 +203,8 @@ def _keep_parts(model, cuts):
 def _can_leave_parts(layer):
     last = getattr(layer, "data_format", "channels_last") == "channels_last"
     elementwise = is_elementwise(getattr(layer, "activation", None))
-    return last and elementwise and layer.activity_regularizer is None
+    # An operation such as `a + b` has none, nor an activation: it is no layer.
+    return last and elementwise and getattr(layer, "activity_regularizer", None) is None
 
 
 def _surely_leaves_parts(layer):

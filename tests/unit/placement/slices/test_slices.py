@@ -43,6 +43,26 @@ def test_layers_equal_the_uncut_ones(name, float64):
         assert_equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    "end", [lambda x, y: x + y, lambda x, y: keras.ops.concatenate([x, y]), lambda x, y: y[:, 0]]
+)
+def test_a_model_may_end_in_an_operation(end):
+    """`x + y` of Keras tensors is no layer: it has neither an activation nor a regularizer."""
+    keras.utils.set_random_seed(0)
+    x = keras.Input((3, 4))
+    y = keras.layers.Dense(4, name="down")(keras.layers.Dense(8, activation="relu", name="up")(x))
+    model = keras.Model(x, end(x, y))
+    models = [model, keras.models.clone_model(model)]
+    rows = np.random.default_rng(0).normal(size=(5, 3, 4)).astype("float32")
+    expected = model(rows).numpy()
+
+    def run(comm):
+        return hvd.slice_layers(models[comm.rank], {"up": "column", "down": "row"})(rows).numpy()
+
+    for found in run_ranks(2, run):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 # -- what is exchanged ---------------------------------------------------------------------------------
 
 
