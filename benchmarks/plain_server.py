@@ -25,9 +25,10 @@ async def app(scope, receive, send):
         given = json.loads(body)["inputs"][0]
         rows = call(np.array(given["data"], "float32").reshape(given["shape"])).numpy()
         answer = {"outputs": [{"name": "y", "shape": rows.shape, "data": rows.ravel().tolist()}]}
-    headers = [(b"content-type", b"application/json")]
+    text = json.dumps(answer).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(text))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
+    await send({"type": "http.response.body", "body": text})
 
 
 uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="error", lifespan="off")
