@@ -398,7 +398,7 @@ void LocalTransport::Sleep(int rank) {
   peer.sleepers.fetch_sub(1);
 }
 
-void LocalTransport::Compare() const {
+void LocalTransport::Compare() {
   const auto& mine = peers_[rank_].control().shown[round_ % 2];
   for (int i = 0; i < size(); ++i) {
     const auto& other = peers_[i].control().shown[round_ % 2];
@@ -406,7 +406,7 @@ void LocalTransport::Compare() const {
       std::ostringstream text;
       text << "Ranks of one host are in different collectives: rank " << members_[rank_] << " in " << NameOf(mine.what)
            << " of " << mine.bytes << " bytes, rank " << members_[i] << " in " << NameOf(other.what) << " of " << other.bytes << " bytes.";
-      const_cast<LocalTransport*>(this)->Fail(text.str());
+      Fail(text.str());
     }
   }
 }

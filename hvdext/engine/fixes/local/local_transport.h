@@ -108,7 +108,7 @@ private:
   bool HasPosted(int rank) const;
   void Await(int rank);
   void Sleep(int rank);
-  void Compare() const;
+  void Compare();
   [[noreturn]] void Fail(const std::string& text);
   [[noreturn]] void FailForLackOf(int rank, const char* reason);
 
