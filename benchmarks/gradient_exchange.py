@@ -20,7 +20,6 @@ Throughput does not depend on what the images show; they are random.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from environments import stock_python, torch_python
-from measuring import figure, result_of
+from measuring import figure, horovodrun, print_load, result_of
 
 HERE = Path(__file__).resolve().parent
 WORKER = HERE / "gradient_exchange_worker.py"
@@ -49,7 +48,7 @@ def main():
     ratios = throughput(described, options)
     for name in ratios.keys() - {"hvdext"}:
         figure(f"hvdext's ratio over that of {name}", [ratios["hvdext"] / ratios[name]], "ratio", 2)
-    print(f"load average over the last minute: {os.getloadavg()[0]:.1f}")
+    print_load()
     bytes_on_the_wire(options)
 
 
@@ -128,8 +127,7 @@ def ranks_of(name, stack, ranks, *options):
     if name == "torch":
         together = [str(stack.python), "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
         return [*together, str(TORCH_WORKER)]
-    horovodrun = [str(stack.python.with_name("horovodrun")), "-np", str(ranks), *options]
-    return [*horovodrun, str(stack.python), str(WORKER)]
+    return [*horovodrun(ranks, *options, python=stack.python), str(WORKER)]
 
 
 def run(command, name, stack, options):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
-from pathlib import Path
 
 import torch
-from measuring import take_core
+from measuring import take_core, worker_parser
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -37,10 +35,8 @@ def main():
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, required=True)
+    parser = worker_parser()
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--result", type=Path, required=True)
     return parser.parse_args()
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from measuring import bytes_sent, take_core
+from measuring import bytes_sent, take_core, worker_parser
 from tensorflow import keras
 
 BATCH = 32
@@ -45,11 +43,9 @@ def main():
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser()
+    parser = worker_parser()
     parser.add_argument("--stack", choices=["hvdext", "stock"], required=True)
-    parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--result", type=Path, required=True)
     return parser.parse_args()
 
 

@@ -20,10 +20,9 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 from pathlib import Path
 
-from measuring import result_of
+from measuring import horovodrun, result_of
 
 from hvdext.comm.guards import Guards
 
@@ -52,9 +51,8 @@ def main():
 
 def measure(what, steps, options):
     """Seconds per step of each copy, by the clock and of a processor, a pair for each round."""
-    launcher = [str(Path(sys.executable).with_name("horovodrun")), "-np", str(options.ranks)]
     arguments = ["--model", what, "--rounds", str(options.rounds), "--steps", str(steps), "--result"]
-    return result_of([*launcher, sys.executable, str(WORKER), *arguments], DEADLINE)
+    return result_of([*horovodrun(options.ranks), str(WORKER), *arguments], DEADLINE)
 
 
 def report(name, more, less, step, times):

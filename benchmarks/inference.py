@@ -23,7 +23,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from measuring import result_of
+from measuring import horovodrun, result_of
 
 WORKER = Path(__file__).resolve().parent / "inference_worker.py"
 DEADLINE = 600  # seconds per launch
@@ -77,9 +77,8 @@ def memory(options):
 
 def launch(ranks, measure, job):
     """What rank 0 of `ranks` has measured."""
-    python = Path(sys.executable)
-    launcher = [str(python.with_name("horovodrun")), "-np", str(ranks)] if ranks > 1 else []
-    return result_of([*launcher, str(python), str(WORKER), measure, json.dumps(job)], DEADLINE)
+    python = horovodrun(ranks) if ranks > 1 else [sys.executable]
+    return result_of([*python, str(WORKER), measure, json.dumps(job)], DEADLINE)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,10 @@ nothing is exchanged.
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
 from environments import torch_python
-from measuring import figure, result_of
+from measuring import figure, horovodrun, print_load, result_of
 
 HERE = Path(__file__).resolve().parent
 SIZES = {"10 numbers": (10, 200), "1.7 MB": (425_000, 60), "40 MB": (10_000_000, 6)}  # numbers, in a row
@@ -27,16 +25,8 @@ DEADLINE = 600  # seconds per run
 def main():
     options = parse_arguments()
     worker = str(HERE / "latency_worker.py")
-    horovodrun = [
-        str(Path(sys.executable).with_name("horovodrun")),
-        "-np",
-        str(options.ranks),
-        sys.executable,
-    ]
-    ways = {
-        "memory": ([*horovodrun, worker, "--stack", "hvdext"], {}),
-        "sockets": ([*horovodrun, worker, "--stack", "hvdext"], {"HVDEXT_LOCAL": "0"}),
-    }
+    hvdext = [*horovodrun(options.ranks), worker, "--stack", "hvdext"]
+    ways = {"memory": (hvdext, {}), "sockets": (hvdext, {"HVDEXT_LOCAL": "0"})}
     if options.torch:
         run = [str(torch_python()), "-m", "torch.distributed.run", "--nproc-per-node", str(options.ranks)]
         ways["torch"] = ([*run, worker, "--stack", "torch"], {})
@@ -55,7 +45,7 @@ def main():
     for way, results in found.items():
         if "idle" in results:
             figure(f"idle rank, {way}", [100 * share for share in results["idle"]], "% of a core", 1)
-    print(f"load average over the last minute: {os.getloadavg()[0]:.1f}")
+    print_load()
 
 
 def parse_arguments():

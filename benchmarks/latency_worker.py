@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import time
-from pathlib import Path
 
 from latency import SIZES
-from measuring import take_core
+from measuring import take_core, worker_parser
 
 IDLE = 3.0  # seconds
 
@@ -44,10 +42,8 @@ def main():
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser()
+    parser = worker_parser()
     parser.add_argument("--stack", choices=["hvdext", "torch"], required=True)
-    parser.add_argument("--rounds", type=int, required=True)
-    parser.add_argument("--result", type=Path, required=True)
     return parser.parse_args()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shlex
@@ -34,6 +35,30 @@ def result_of(command, deadline, env=None):
         if finished.returncode:
             sys.exit(f"{shlex.join(command)} failed:\n{finished.stdout}{finished.stderr}")
         return json.loads(result.read_text())
+
+
+def horovodrun(ranks, *options, python=sys.executable):
+    """The command that starts Python on so many ranks, but for its script.
+
+    Args:
+        ranks: how many.
+        *options: of horovodrun.
+        python: the interpreter of the environment whose horovodrun it is.
+    """
+    return [str(Path(python).with_name("horovodrun")), "-np", str(ranks), *options, str(python)]
+
+
+def worker_parser():
+    """Takes what programs that measure in rounds hand to the workers that they start."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--result", type=Path, required=True)
+    return parser
+
+
+def print_load():
+    """Says how busy the machine was."""
+    print(f"load average over the last minute: {os.getloadavg()[0]:.1f}")
 
 
 def figure(what, values, unit, digits=3):

@@ -29,7 +29,7 @@ import sys
 from pathlib import Path
 
 import sliced_memory
-from measuring import result_of
+from measuring import horovodrun, result_of
 
 from hvdext.placement.pipeline.schedule import SCHEDULES, ideal_efficiency
 
@@ -108,8 +108,8 @@ def pipeline_time_and_bytes(options):
 
 def run(what, ranks, settings=None):
     flags = [part for key, value in (settings or {}).items() for part in (f"--{key}", str(value))]
-    launcher = [str(Path(sys.executable).with_name("horovodrun")), "-np", str(ranks)] if ranks > 1 else []
-    return result_of([*launcher, sys.executable, str(WORKER), what, *flags], DEADLINE)
+    python = horovodrun(ranks) if ranks > 1 else [sys.executable]
+    return result_of([*python, str(WORKER), what, *flags], DEADLINE)
 
 
 if __name__ == "__main__":

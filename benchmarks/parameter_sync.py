@@ -45,7 +45,7 @@ from pathlib import Path
 
 import two_hosts
 from capped_link import capped_link, measured_rate, unavailable
-from measuring import result_of
+from measuring import horovodrun, result_of
 
 HERE = Path(__file__).resolve().parent
 WORKER = HERE / "parameter_sync_worker.py"
@@ -267,14 +267,11 @@ def launch(measure, job, inside=(), hosts=1):
         inside: what goes before the command, so that it runs on a capped link.
         hosts: of two, `inside` starts the ranks.
     """
-    python = Path(sys.executable)
-    command = list(inside)
-    if hosts == 1:
-        command += [str(python.with_name("horovodrun")), "-np", str(RANKS)]
-        command += ["--network-interfaces", "lo"] if inside else []
+    loopback = ["--network-interfaces", "lo"] if inside else []
+    python = horovodrun(RANKS, *loopback) if hosts == 1 else [sys.executable]
     # Ranks of one host would not use the link that stands for one between hosts.
     env = {"HVDEXT_LOCAL": "0"} if inside and hosts == 1 else {}
-    return result_of([*command, str(python), str(WORKER), measure, json.dumps(job)], DEADLINE, env)
+    return result_of([*inside, *python, str(WORKER), measure, json.dumps(job)], DEADLINE, env)
 
 
 def print_table(rows):

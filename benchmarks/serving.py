@@ -36,7 +36,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from serving_client import Connection, Outcome, Questions, closed_load, open_load
+from serving_client import BinaryQuestions, Connection, Outcome, Questions, closed_load, open_load
 
 STEPS, FEATURES, UNITS, OUTPUTS = 64, 16, 512, 16
 START_SECONDS, STOP_SECONDS = 120, 60
@@ -71,7 +71,7 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def make_model(path: Path) -> Questions:
+def make_model(path: Path) -> BinaryQuestions:
     """Writes the model; returns what to ask it."""
     os.environ.update(QUIET)
     import keras
@@ -85,7 +85,7 @@ def make_model(path: Path) -> Questions:
     model.save(path)
     rows = np.random.default_rng(0).normal(size=(64, STEPS, FEATURES)).astype("float32")
     ids = np.zeros((len(rows), 1), "int64")
-    return Questions(rows, model.predict({"id": ids, "x": rows}, verbose=0)["y"])
+    return BinaryQuestions(rows, model.predict({"id": ids, "x": rows}, verbose=0)["y"])
 
 
 def compare(batching: Server, single: Server, questions: Questions, options) -> float:

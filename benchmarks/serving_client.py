@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ TOLERANCE = 1e-4  # of an answer, relative to the largest value of an output
 
 
 @dataclass
-class Questions:
+class Questions(ABC):
     """What is asked: rows to choose from, and what the model says of each.
 
     Attributes:
@@ -26,6 +27,29 @@ class Questions:
 
     rows: np.ndarray
     answers: np.ndarray
+
+    @property
+    @abstractmethod
+    def headers(self) -> str:
+        """What HTTP says of a body."""
+
+    @abstractmethod
+    def body(self, number: int) -> bytes:
+        """The request with this id, which chooses the row."""
+
+    @abstractmethod
+    def is_right(self, number: int, headers: dict[str, str], body: bytes) -> bool:
+        """Whether this is the answer to request `number`."""
+
+    def _agrees(self, number, found):
+        expected = self.answers[number % len(self.answers)]
+        if found.size != expected.size:
+            return False
+        return np.abs(found.ravel() - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+class BinaryQuestions(Questions):
+    """Of a model that also gives back an id, in the protocol's binary form: no answer passes for another."""
 
     def __post_init__(self):
         self._bodies = [row.tobytes() for row in self.rows]
@@ -45,68 +69,40 @@ class Questions:
             }
         ).encode()
 
-    def body(self, number: int) -> bytes:
-        """The request with this id, in the protocol's binary form."""
-        return self._header + number.to_bytes(8, "little") + self._bodies[number % len(self._bodies)]
-
     @property
     def headers(self) -> str:
-        """What HTTP says of a body."""
         return (
             "Content-Type: application/octet-stream\r\n"
             f"Inference-Header-Content-Length: {len(self._header)}\r\n"
         )
 
+    def body(self, number: int) -> bytes:
+        return self._header + number.to_bytes(8, "little") + self._bodies[number % len(self._bodies)]
+
     def is_right(self, number: int, headers: dict[str, str], body: bytes) -> bool:
-        """Whether this is the answer to request `number`, and to no other."""
         outputs = _outputs(headers, body)
-        expected = self.answers[number % len(self.answers)]
-        apart = np.abs(outputs["y"] - expected).max()
-        return outputs["id"].tolist() == [[number]] and apart <= TOLERANCE * np.abs(expected).max()
+        return outputs["id"].tolist() == [[number]] and self._agrees(number, outputs["y"])
 
 
-@dataclass
-class JsonQuestions:
-    """What is asked of a model with one input and one output, in JSON.
-
-    Attributes:
-        rows: float32, shape (n, ...).
-        answers: float32, shape (n, outputs), of plain Keras.
-    """
-
-    rows: np.ndarray
-    answers: np.ndarray
-    headers = "Content-Type: application/json\r\n"
+class JsonQuestions(Questions):
+    """Of a model with one input and one output, in JSON."""
 
     def __post_init__(self):
+        described = {"name": "x", "datatype": "FP32", "shape": (1, *self.rows.shape[1:])}
         self._bodies = [
-            json.dumps(
-                {
-                    "inputs": [
-                        {
-                            "name": "x",
-                            "datatype": "FP32",
-                            "shape": (1, *row.shape),
-                            "data": row.round(4).ravel().tolist(),
-                        }
-                    ]
-                }
-            ).encode()
+            json.dumps({"inputs": [described | {"data": row.round(4).ravel().tolist()}]}).encode()
             for row in self.rows
         ]
 
+    @property
+    def headers(self) -> str:
+        return "Content-Type: application/json\r\n"
+
     def body(self, number: int) -> bytes:
-        """The request with this id, which chooses the row."""
         return self._bodies[number % len(self._bodies)]
 
     def is_right(self, number: int, headers: dict[str, str], body: bytes) -> bool:
-        """Whether this is what the model says of the row of request `number`."""
-        expected = self.answers[number % len(self.answers)]
-        found = np.asarray(json.loads(body)["outputs"][0]["data"], "float32")
-        return (
-            found.size == expected.size
-            and np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max()
-        )
+        return self._agrees(number, np.asarray(json.loads(body)["outputs"][0]["data"], "float32"))
 
 
 @dataclass
@@ -154,7 +150,7 @@ class Connection:
     An answer that came twice would be taken for that of the next request, and have a wrong id.
     """
 
-    def __init__(self, port: int, path: str, questions: Questions | JsonQuestions):
+    def __init__(self, port: int, path: str, questions: Questions):
         self._port, self._questions = port, questions
         self._head = (
             f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{questions.headers}Content-Length: "

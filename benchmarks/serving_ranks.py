@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from measuring import figure
+from measuring import figure, print_load
 from serving import QUIET, Server, closed, make_model, must_be_right, seconds_since
 from serving_client import JsonQuestions, Questions
 
@@ -43,7 +43,7 @@ def main():
                 for server in servers.values():
                     stack.enter_context(server)
                 compare(title, servers, questions, options)
-    print(f"load average over the last minute: {os.getloadavg()[0]:.1f}")
+    print_load()
 
 
 def parse_arguments():
@@ -60,22 +60,17 @@ def make_cnn(path: Path) -> JsonQuestions:
     """Writes the model; returns what to ask it."""
     os.environ.update(QUIET)
     import keras
+    import models
 
     keras.utils.set_random_seed(0)
     row = keras.Input((28, 28, 1), name="x")
-    x = keras.layers.Conv2D(16, 3, activation="relu")(row)
-    x = keras.layers.MaxPooling2D()(x)
-    x = keras.layers.Conv2D(32, 3, activation="relu")(x)
-    x = keras.layers.Flatten()(keras.layers.MaxPooling2D()(x))
-    x = keras.layers.Dense(512, activation="relu")(x)
-    model = keras.Model(row, keras.layers.Dense(10, name="y")(x))
-    assert model.count_params() == 420_042
+    model = keras.Model(row, models.cnn()(row))
     model.save(path)
     rows = np.random.default_rng(0).random((64, 28, 28, 1)).astype("float32").round(4)
     return JsonQuestions(rows, model.predict(rows, verbose=0))
 
 
-def compare(title: str, servers: dict[str, Server], questions: Questions | JsonQuestions, options) -> None:
+def compare(title: str, servers: dict[str, Server], questions: Questions, options) -> None:
     """Answers per second of each server, and ratios within the same round."""
     rates: dict[str, list[float]] = {name: [] for name in servers}
     first, used, begin = 0, psutil.Process().cpu_times(), time.perf_counter()

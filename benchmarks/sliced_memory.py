@@ -15,7 +15,7 @@ import json
 import sys
 from pathlib import Path
 
-from measuring import result_of
+from measuring import horovodrun, result_of
 
 WORKER = Path(__file__).with_name("sliced_memory_worker.py")
 DEADLINE = 900  # seconds
@@ -34,8 +34,8 @@ def measure(megabytes=400, ranks=2):
     found = {}
     for name, sliced in (("whole", False), ("cut", True)):
         job = json.dumps({"megabytes": megabytes, "sliced": sliced})
-        launcher = [str(Path(sys.executable).with_name("horovodrun")), "-np", str(ranks)] if sliced else []
-        found[name] = result_of([*launcher, sys.executable, str(WORKER), job], DEADLINE)
+        python = horovodrun(ranks) if sliced else [sys.executable]
+        found[name] = result_of([*python, str(WORKER), job], DEADLINE)
     return found
 
 

@@ -14,12 +14,10 @@ enough.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import sys
 from pathlib import Path
 
-from measuring import figure, result_of
+from measuring import figure, horovodrun, print_load, result_of
 
 HERE = Path(__file__).resolve().parent
 DEADLINE = 600  # seconds per run
@@ -27,8 +25,7 @@ DEADLINE = 600  # seconds per run
 
 def main():
     options = parse_arguments()
-    command = [str(Path(sys.executable).with_name("horovodrun")), "-np", str(options.ranks)]
-    command += [sys.executable, str(HERE / "slices_worker.py")]
+    command = [*horovodrun(options.ranks), str(HERE / "slices_worker.py")]
     command += ["--rounds", str(options.rounds), "--steps", str(options.steps), "--result"]
     ways = {"memory": {}, "sockets": {"HVDEXT_LOCAL": "0"}}
     runs = {way: [] for way in ways}
@@ -50,7 +47,7 @@ def main():
     )
     speeds = [statistics.median(s for r in runs[way] for s in r["cut"]) for way in ("sockets", "memory")]
     figure("a step through sockets over one through memory", [speeds[0] / speeds[1]], "ratio")
-    print(f"load average over the last minute: {os.getloadavg()[0]:.1f}")
+    print_load()
 
 
 def parse_arguments():

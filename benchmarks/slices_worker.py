@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
-from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
-from measuring import take_core
+from measuring import take_core, worker_parser
 
 import hvdext as hvd
 
@@ -52,10 +50,8 @@ def main():
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, required=True)
+    parser = worker_parser()
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--result", type=Path, required=True)
     return parser.parse_args()
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -48,6 +49,7 @@ def main():
     parser.add_argument("--ranks", type=int, default=2, help="on each host")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # ends the ranks, removes the namespaces
     if _INSIDE in os.environ:
         sys.exit(_start(os.environ[_INSIDE], options))
     if reason := unavailable():
@@ -56,8 +58,13 @@ def main():
     with _hosts(name, options.rate):
         # The launcher answers the ranks of both: it is on the first host itself.
         again = ["ip", "netns", "exec", f"{name}-0", sys.executable, *sys.argv]
-        ended = subprocess.run(again, env=os.environ | {_INSIDE: name})
-    sys.exit(ended.returncode)
+        launcher = subprocess.Popen(again, env=os.environ | {_INSIDE: name})
+        try:
+            code = launcher.wait()
+        finally:
+            launcher.terminate()  # of one that has ended, nothing
+            launcher.wait()
+    sys.exit(code)
 
 
 @contextmanager
