@@ -48,6 +48,7 @@ class Questions(ABC):
         return np.abs(found.ravel() - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
+@dataclass
 class BinaryQuestions(Questions):
     """Of a model that also gives back an id, in the protocol's binary form: no answer passes for another."""
 
@@ -84,6 +85,7 @@ class BinaryQuestions(Questions):
         return outputs["id"].tolist() == [[number]] and self._agrees(number, outputs["y"])
 
 
+@dataclass
 class JsonQuestions(Questions):
     """Of a model with one input and one output, in JSON."""
 
