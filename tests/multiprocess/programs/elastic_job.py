@@ -57,7 +57,7 @@ def main(hosts: Path) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(4)
     hvd.init(process_sets="dynamic")
     if NEW_HOST not in hosts.read_text():
-        hvd.add_process_set(hvd.ProcessSet([0, 1]))  # a survivor must outlive it
+        hvd.add_process_set(hvd.ProcessSet([0]))  # which its member must outlive; one of all would be none
     born_as = [hvd.rank(), hvd.size()]
     dense = keras.layers.Dense(1, kernel_initializer="zeros", name="out")
     model = keras.Sequential([keras.Input((3,)), dense])
