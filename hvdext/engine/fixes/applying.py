@@ -14,13 +14,20 @@ from pathlib import Path
 from hvdext.engine.fixes.edits import Edit, Fix, FixError
 from hvdext.engine.fixes.in_pieces import IN_PIECES
 from hvdext.engine.fixes.local_transport import LOCAL_TRANSPORT
-from hvdext.engine.fixes.stock import SETS_OF_SURVIVORS, STALL_CHECK, STATEFUL_OPS, XLA_HEADERS
+from hvdext.engine.fixes.stock import (
+    LINK_OF_SETS,
+    SETS_OF_SURVIVORS,
+    STALL_CHECK,
+    STATEFUL_OPS,
+    XLA_HEADERS,
+)
 from hvdext.engine.fixes.wake_on_arrival import WAKE_ON_ARRIVAL
 
 FIXES = (
     STALL_CHECK,
     STATEFUL_OPS,
     SETS_OF_SURVIVORS,
+    LINK_OF_SETS,
     WAKE_ON_ARRIVAL,
     LOCAL_TRANSPORT,
     IN_PIECES,

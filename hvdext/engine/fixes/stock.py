@@ -114,3 +114,34 @@ SETS_OF_SURVIVORS = Fix(
         ),
     ),
 )
+
+LINK_OF_SETS = Fix(
+    name="link-of-process-sets",
+    why=(
+        "Every process set, that of all ranks too, connects its ranks anew, but is not told which network "
+        "device the user named (HOROVOD_GLOO_IFACE, horovodrun's --network-interface): it takes the one of "
+        "the host's own name, which is 127.0.0.1 on many. Ranks on several hosts then cannot start."
+    ),
+    edits=(
+        Edit(
+            file="horovod/common/gloo/gloo_context.cc",
+            old=(
+                "  attr device_attr;\n"
+                "  device_attr.iface = gloo_iface_;\n"
+                "  device_attr.ai_family = AF_UNSPEC;\n"
+                "  auto dev = CreateDevice(device_attr);\n"
+                "\n"
+                "  global_ctx = global_context.ctx;\n"
+            ),
+            new=(
+                "  gloo_iface_ = global_context.gloo_iface_;\n"
+                "  attr device_attr;\n"
+                "  device_attr.iface = gloo_iface_;\n"
+                "  device_attr.ai_family = AF_UNSPEC;\n"
+                "  auto dev = CreateDevice(device_attr);\n"
+                "\n"
+                "  global_ctx = global_context.ctx;\n"
+            ),
+        ),
+    ),
+)

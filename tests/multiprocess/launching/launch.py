@@ -27,6 +27,7 @@ _WORKER = f"{__package__}.worker"
 # The launcher as users start it, for one test; the others do without its ten seconds of asking what is built.
 HOROVODRUN = [str(Path(sys.executable).parent / "horovodrun")]
 _QUICK_HOROVODRUN = [sys.executable, str(_HERE / "quick_horovodrun.py")]
+_TWO_HOSTS = _HERE.parents[2] / "benchmarks" / "two_hosts.py"
 _SERVERS = "HVDEXT_TESTS_FORK_SERVERS"  # their folder; ranks that start processes use the same servers
 
 
@@ -75,6 +76,12 @@ def launch(ranks: int, target: str, *, timeout: float, env: Mapping[str, str] | 
         env: environment variables on top of this process's.
     """
     return _run([*_python_on(ranks), "-m", _WORKER, target], ranks, timeout, env)
+
+
+def launch_on_two_hosts(ranks: int, target: str, *, timeout: float) -> Ended:
+    """Runs `module:function` on `ranks` ranks of each of two hosts, which are namespaces; see `launch`."""
+    command = [sys.executable, str(_TWO_HOSTS), "--ranks", str(ranks)]
+    return _run([*command, sys.executable, "-m", _WORKER, target], 2 * ranks, timeout, None)
 
 
 def launch_script(
