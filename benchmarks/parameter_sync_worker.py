@@ -53,6 +53,7 @@ def speed(methods, rounds, batch_size):
     """
     train, _ = models.images(held_out=False)
     found = {method: {"seconds": [], "bytes": 0, "device_bytes": 0} for method in methods}
+    keras.utils.set_random_seed(0)  # all ranks begin alike, as synchronous training must
     compiled = {method: _compiled_cnn(method, keras.optimizers.SGD(0.01, momentum=0.9)) for method in methods}
     data = models.batches(_shard(train), batch_size, seed=hvd.rank())
     syncs = {method: _syncs(method) for method in methods}
@@ -143,6 +144,7 @@ def slow_rank(methods, rounds, seconds, batch_size):
     """
     train, _ = models.images(held_out=False)
     data = models.batches(_shard(train), batch_size, seed=hvd.rank())
+    keras.utils.set_random_seed(0)
     compiled = {
         method: _compiled_cnn(method, keras.optimizers.SGD(0.01, momentum=0.9)) for method in [NONE, *methods]
     }
