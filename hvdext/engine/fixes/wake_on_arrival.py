@@ -14,8 +14,9 @@ WAKE_ON_ARRIVAL = Fix(
         "The engine's thread looks for new tensors once per cycle (1 ms) and sleeps in between, which "
         "costs up to a cycle for every message. It is woken instead when a tensor arrives. While other "
         "ranks are not ready for one it asks again soon, and after a while once per cycle: asking without a "
-        "pause would take the processor from those ranks. Ranks that share memory wake each other, and "
-        "look by themselves 50 times a second when they expect nothing."
+        "pause would take the processor from those ranks. A rank that has nothing looks 50 times a second: "
+        "those that have something wait for it to get it, too. Only where ranks exchange without this one, "
+        "and do not share memory with it to wake it, does it look in every cycle."
     ),
     edits=(
         Edit(
@@ -38,7 +39,7 @@ WAKE_ON_ARRIVAL = Fix(
                 "  void RemoveJoinTensor();\n\n"
                 "  bool HasTensors();\n\n"
                 "  // Returns when a tensor has been added to any queue, at the latest after `cycle`; later\n"
-                "  // where no queue has tensors, and other ranks wake this one.\n"
+                "  // where no queue has tensors.\n"
                 "  //\n"
                 "  // others_do: other ranks may exchange without this one, but must ask it whether "
                 "they may.\n"
@@ -67,11 +68,14 @@ bool TensorQueue::HasTensors() {
 void TensorQueue::WaitForTensor(std::chrono::steady_clock::duration cycle, bool has_tensors,
                                 bool others_do) {
   using Time = std::chrono::steady_clock::duration;
+  const bool is_woken = hvdext::Doorbell::ReachesAll(); // by whatever comes to any rank
   Time limit = cycle;
-  if (hvdext::Doorbell::IsShared()) {
-    if (!has_tensors) {
+  if (!has_tensors) {
+    if (is_woken || !others_do) {
       limit = std::max<Time>(cycle, std::chrono::milliseconds(20));
-    } else if (returned && soon == 10) {
+    }
+  } else if (is_woken) {
+    if (returned && soon == 10) {
       soon = 0;
       limit = Time::zero(); // what the ranks have agreed on may be void: once more, from the beginning
     }

@@ -13,6 +13,7 @@ Bell* mine = &alone;
 std::vector<Bell*> others;
 std::mutex sharing; // of the two above, which only the thread that sleeps changes
 std::atomic<bool> held_up{false};
+bool reaches_all = false; // of the thread that sleeps
 uint32_t rung_seen = 0;
 uint32_t arrivals_seen = 0;
 
@@ -30,17 +31,18 @@ void See() {
 
 } // namespace
 
-void Doorbell::Share(Bell* own, std::vector<Bell*> peers) {
+void Doorbell::Share(Bell* own, std::vector<Bell*> peers, bool are_all) {
   std::lock_guard<std::mutex> guard(sharing);
   mine = own;
+  reaches_all = are_all;
   others = std::move(peers);
   See();
   mine->rung.fetch_add(1); // what has come to the bell before
 }
 
-void Doorbell::Unshare() { Share(&alone, {}); }
+void Doorbell::Unshare() { Share(&alone, {}, false); }
 
-bool Doorbell::IsShared() { return mine != &alone; }
+bool Doorbell::ReachesAll() { return reaches_all; }
 
 void Doorbell::Ring() {
   std::lock_guard<std::mutex> guard(sharing);

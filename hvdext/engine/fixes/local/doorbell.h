@@ -1,7 +1,7 @@
 // Where the engine's thread sleeps while there is nothing to do, and what wakes it.
 //
-// With shared memory a rank need not ask again and again whether the others have come: the one that comes wakes
-// those that wait for something. Without it the thread looks once per cycle.
+// A rank that has nothing sleeps until it gets something: the others wait for it. One that has something need not ask
+// again and again whether the others have it, too, where all share memory: the one that comes wakes those that wait.
 
 #ifndef HVDEXT_DOORBELL_H
 #define HVDEXT_DOORBELL_H
@@ -23,7 +23,9 @@ struct Bell {
 class Doorbell {
 public:
   // From now on the bell of this rank is `mine`, and those of its peers are `peers`; the thread that sleeps calls it.
-  static void Share(Bell* mine, std::vector<Bell*> peers);
+  //
+  // are_all: whether there are no other ranks.
+  static void Share(Bell* mine, std::vector<Bell*> peers, bool are_all);
   static void Unshare();
 
   // A tensor has come: wakes this rank's thread, those of peers that expect one elsewhere, and, if this rank's is
@@ -43,7 +45,8 @@ public:
   // exchange some without it.
   static void Wait(std::chrono::nanoseconds limit, bool expects);
 
-  static bool IsShared();
+  // Whether every rank's tensors ring here.
+  static bool ReachesAll();
 };
 
 } // namespace hvdext

@@ -69,8 +69,8 @@ std::shared_ptr<LocalGroup> LocalGroup::Meet(const std::shared_ptr<gloo::Context
   }
   if (is_global) {
     Tell(group ? "on" + why_not : "off: " + why_not);
-    if (group != nullptr && group->IsOneHost()) {
-      group->memory_->ShareBells();
+    if (group != nullptr) {
+      group->memory_->ShareBells(group->IsOneHost());
     }
   }
   LOG(DEBUG) << "Shared memory of " << context->size << " ranks: " << (group ? "on" : "off: ") << why_not;

@@ -308,14 +308,14 @@ bool LocalTransport::HaveProcessors(int ranks_here, const void* greetings) const
   return CPU_COUNT(&together) >= std::max(ranks_here, size());
 }
 
-void LocalTransport::ShareBells() {
+void LocalTransport::ShareBells(bool are_all) {
   std::vector<Bell*> others;
   for (int i = 0; i < size(); ++i) {
     if (i != rank_) {
       others.push_back(&peers_[i].control().bell);
     }
   }
-  Doorbell::Share(&peers_[rank_].control().bell, std::move(others));
+  Doorbell::Share(&peers_[rank_].control().bell, std::move(others), are_all);
   shares_bells_ = true;
 }
 

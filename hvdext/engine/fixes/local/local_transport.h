@@ -66,7 +66,9 @@ public:
   bool may_spin() const { return may_spin_; }
 
   // From now on a tensor that comes to one rank wakes the others' threads that wait for it.
-  void ShareBells();
+  //
+  // are_all: whether no ranks are on other hosts.
+  void ShareBells(bool are_all);
 
   // Where this rank writes in this round.
   uint8_t* Mine();
