@@ -27,6 +27,7 @@ import tensorflow as tf
 from hvdext.comm.ledger import Ledger, Traffic, Unmarked
 from hvdext.comm.pickling import check_pickled, pickled, unpickled
 from hvdext.comm.wire_types import bytes_of, movable, moved, scaled, scattered_in, summed_in
+from hvdext.keras_tools.xla import refuse_xla
 
 _NAME = re.compile(r"hvdext(\.[A-Za-z0-9_-]+)+")
 
@@ -324,6 +325,7 @@ class Communicator(abc.ABC):
         if not _NAME.fullmatch(name):
             raise ValueError(f"`name` must look like 'hvdext.<purpose>.<detail>'. Received: name={name!r}.")
         if not tf.executing_eagerly():
+            refuse_xla(name)
             return method(tensors, name=name, **options)
         try:
             with tf.profiler.experimental.Trace(name):

@@ -18,6 +18,7 @@ from hvdext.comm.ledger import Ledger
 from hvdext.common.log import warn
 from hvdext.gradients.accumulation import Accumulator
 from hvdext.gradients.checks import check_clipping, check_keras_accumulation
+from hvdext.gradients.compiled_parts import Update, put_off
 from hvdext.gradients.exchange import GradientExchange
 from hvdext.gradients.guard import Guard
 from hvdext.gradients.keras_apply import put_before
@@ -42,7 +43,7 @@ from hvdext.keras_tools.optimizers import (
 )
 from hvdext.keras_tools.selection import identity_of, path_of
 from hvdext.keras_tools.slots import common_variables, slots_of
-from hvdext.keras_tools.xla import refuse_xla
+from hvdext.keras_tools.xla import compiled
 
 _HOOK = "_hvdext_hook"
 
@@ -87,6 +88,7 @@ class ApplyHook:
         self._follow_traced: tuple | None = None  # (outer, ids of variables, function)
         self._guard = Guard(exchange)
         self.is_combined = False  # True while Keras' own apply works on combined gradients
+        self._compiles_updates = False
         put_before(LossScaleOptimizer, "exchange", _before_loss_scale)
         if optimizer.gradient_accumulation_steps:
             before_clipping(optimizer, self._combine_accumulated)
@@ -124,7 +126,8 @@ class ApplyHook:
         if not gradients:
             return
         variables = _built_variables(outer, gradients, trainable_variables)
-        refuse_xla("a DistributedOptimizer")
+        if put_off(Update(self, outer, gradients, variables)):
+            return
         self._prepare_once(outer, gradients, variables)
         # Keras finds out that its data has ended by running one step more, which fails for want of a batch.
         # What does not wait for the batch would run all the same: counters, the roll call.
@@ -205,9 +208,14 @@ class ApplyHook:
         return self.exchange.combine(gradients, variables, contributors, found, self.weighing.rows())
 
     def _apply_combined(self, outer, combined, variables):
+        is_dense = not any(isinstance(gradient, tf.IndexedSlices) for gradient in combined)
+
+        def update(gradients):
+            outer.apply(gradients, variables)
+
         self.is_combined = True
         try:
-            outer.apply(combined, variables)
+            (compiled(update) if self._compiles_updates and is_dense else update)(combined)
         finally:
             self.is_combined = False
 
@@ -230,6 +238,14 @@ class ApplyHook:
         self._follow_traced = None
         if expected:
             self._roll_call = RollCall(self.exchange, self.optimizer)
+
+    def compile_updates(self, compiles: bool) -> None:
+        """Says whether XLA compiles updates from now on; the same on all ranks, or their last digits differ.
+
+        A training step that has been traced already must be traced again.
+        """
+        self._compiles_updates = compiles
+        self._follow_traced = None
 
     def restart(self) -> None:
         """Forgets what held among the ranks so far, since others take part from now on.
@@ -364,6 +380,7 @@ class ApplyHook:
                 "uneven batches": self._roll_call is not None,
                 "weight_by": self.weighing.described,
                 "guards": guards_of(self.exchange.comm()),
+                "compiled by XLA": self._compiles_updates,
             }
             if self.has_keras_accumulation:  # Keras exchanges by this count
                 settings["iterations"] = int(iterations_of(self.optimizer))

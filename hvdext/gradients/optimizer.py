@@ -23,6 +23,7 @@ from hvdext.common.checks import require_whole
 from hvdext.gradients.accumulation import Accumulator
 from hvdext.gradients.apply_hook import ApplyHook, check_members, hook_of
 from hvdext.gradients.batches import told_of_batches
+from hvdext.gradients.compiling import compiled_in_parts, is_in_parts
 from hvdext.gradients.exchange import GradientExchange
 from hvdext.gradients.options import ExchangeOptions, old_groups
 from hvdext.gradients.train_step import WeightBy
@@ -104,8 +105,8 @@ def DistributedOptimizer(
         TypeError, ValueError: if an argument breaks its rule; the message names argument, rule and the
             value received. At the first step, on every rank alike: if the ranks' models or settings
             differ, a pattern matches nothing or this rank is not in `process_set`.
-        RuntimeError: at the first step, if `hvd.init()` has not been called or the model is compiled
-            with `jit_compile=True`.
+        RuntimeError: at the first step, if `hvd.init()` has not been called, or the optimizer is applied in
+            a function of your own that XLA compiles.
     """
     optimizer = _named(optimizer) if isinstance(optimizer, str) else optimizer
     _check_optimizer(optimizer)
@@ -120,6 +121,7 @@ def DistributedOptimizer(
     hook.expect_uneven_batches(uneven_batches)
     hook.put_into(optimizer)
     follow_every_fit(told_by_fit)
+    surround_every_train_step(compiled_in_parts, compiles=is_in_parts)
     surround_every_train_step(told_of_batches)
     listen_to_losses(warn_of_masks)
     note_sparse_lookups()

@@ -202,6 +202,9 @@ PRIVATE_NAMES: dict[str, dict[str, str]] = {
     "tensorflow.python.ops.embedding_ops": {
         "embedding_lookup_sparse_impl": "the sparse lookup behind all public ones",
     },
+    "tensorflow.python.ops.resource_variable_ops": {
+        "ResourceVariable": "a variable that is made here and now, in whatever function",
+    },
 }
 
 # What the oldest supported Keras (3.12) has not: the release that brought it.

@@ -143,8 +143,7 @@ class Strategy:
             model: a Keras model.
             optimizer: as in `model.compile`; left out where the file has one.
             loss: as in `model.compile`.
-            **arguments: as in `model.compile`. `jit_compile` is False unless given, where gradients are
-                exchanged: XLA cannot compile that.
+            **arguments: as in `model.compile`.
 
         Raises:
             ValueError: on every rank alike, if the ranks' files differ, a rank is in none of its process sets
@@ -152,8 +151,6 @@ class Strategy:
             RuntimeError: before `hvd.init()`.
         """
         ready = self._agreed(lambda rank: self._optimizer(optimizer, rank))
-        if self.gradients is not None:
-            arguments.setdefault("jit_compile", False)
         model.compile(ready, loss, **arguments)
 
     @suggests_keywords

@@ -27,7 +27,6 @@ from hvdext.gradients.keras_apply import put_before
 from hvdext.gradients.tensors import all_finite, clipped, is_overwritten, poisoned, squared_norm
 from hvdext.keras_tools.optimizers import iterations_of, trained_by
 from hvdext.keras_tools.slice_marks import mark_of
-from hvdext.keras_tools.xla import refuse_xla
 from hvdext.placement.slices.sample_check import fingerprints
 
 CHECK_EVERY = 100  # updates between two comparisons
@@ -132,7 +131,6 @@ def squares_of(optimizer: keras.optimizers.Optimizer, gradients: Sequence) -> tf
 
 
 def _prepared(optimizer, comm, gradients, variables):
-    refuse_xla("cut layers")
     require_elementwise(optimizer, variables)
     _check_same_samples(optimizer, comm, gradients, variables)
     if optimizer.clipnorm:

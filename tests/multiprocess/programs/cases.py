@@ -437,6 +437,9 @@ CASES = {
     for name, factory in OPTIMIZERS.items()
     if hasattr(optimizers, name)
 } | OPTIONS
+CASES["compiled by XLA"] = Case(
+    optimizer=lambda: optimizers.Adam(0.05, use_ema=True), compile={"jit_compile": True}, sizes=(2,)
+)
 
 
 # -- the comparison ------------------------------------------------------------------------------------

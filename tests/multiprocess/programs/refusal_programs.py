@@ -165,8 +165,8 @@ def _other_root(hvd):
     hvd.broadcast_variables([keras.Variable(1.0)], root_rank=hvd.rank() % 2)
 
 
-def _fit_compiled(hvd):
-    _fit(_model(hvd, jit_compile=True))
+def _in_a_compiled_function(hvd):
+    tf.function(lambda: hvd.allreduce(tf.ones(3), name="compiled"), jit_compile=True)()
 
 
 def _wrong_pattern(hvd):
@@ -253,7 +253,12 @@ PROGRAMS = {
     "other passes": _program(_other_passes, _MISMATCH, "backward_passes_per_step", "rank 1: 2", ": 3"),
     "other op": _program(_other_op, _MISMATCH, "op", "rank 1: 'Sum'", "'Average'"),
     "other root": _program(_other_root, _MISMATCH, "root_rank", ": 0", ": 1"),
-    "jit_compile": _program(_fit_compiled, "RuntimeError", "`jit_compile` must be False", "jit_compile=True"),
+    "in a compiled function": _program(
+        _in_a_compiled_function,
+        "RuntimeError",
+        "hvdext.user.allreduce.compiled",
+        "function that XLA compiles",
+    ),
     "wrong pattern": _program(_wrong_pattern, "ValueError", "`select` must match", "'*/gamma'", "scale"),
     "wrong pattern on one rank": _program(
         _wrong_pattern_on_one, _MISMATCH, "`select` must match", "'*/gamma'", "rank 1: "
