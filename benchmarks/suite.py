@@ -55,6 +55,7 @@ BENCHMARKS = {
     "syncs": Benchmark(
         "parameter_sync.py", None, "--what speed slow-rank --networks 200 --rounds 7 --steps 256"
     ),
+    "xla": Benchmark("xla.py", "--ranks 1 --rounds 5", ""),
     "placement": Benchmark("model_parallel.py", "--launches 1 --rounds 3", ""),
     "slices": Benchmark("slices.py", "--launches 1", ""),
     "prediction": Benchmark("inference.py", "--what throughput --rounds 3", "--rounds 9"),

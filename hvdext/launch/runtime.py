@@ -17,9 +17,11 @@ from hvdext.comm.process_sets import ProcessSet
 from hvdext.comm.registration import require_members
 from hvdext.comm.watchdog import Watchdog
 from hvdext.common.arguments import suggests_keywords
+from hvdext.common.checks import require_choice
 from hvdext.common.launcher import check_engine, check_size, is_elastic, launched, told_size
 from hvdext.common.log import set_rank, warn
 from hvdext.launch.arguments import checked_comm, checked_deadline, checked_sets
+from hvdext.launch.gpus import CHOICES, take_gpu
 from hvdext.launch.rendezvous import meet_again
 
 _watchdog: Watchdog | None = None
@@ -35,6 +37,7 @@ def init(
     deadline: float | None = None,
     check_every: int = 200,
     on_divergence: str = "raise",
+    gpus: str | None = "local_rank",
 ) -> None:
     """Joins the ranks that the launcher started; alone, makes a job of one.
 
@@ -54,6 +57,9 @@ def init(
             first update of every `fit`. 0: never.
         on_divergence: what happens if they do not. "raise": an error on every rank, before the update.
             "broadcast": all go on with the first rank's values, which says so.
+        gpus: "local_rank": on a host with GPUs TensorFlow sees only the one with this process's local rank,
+            and takes its memory as it needs it, unless the script has chosen before. None: devices are left
+            alone, as they are where no launcher started the process.
 
     Raises:
         ValueError: if an argument breaks its rule.
@@ -67,14 +73,17 @@ def init(
     sets = checked_sets(process_sets)
     chosen = checked_comm(comm)
     guards = Guards(check_every, on_divergence)
+    require_choice("gpus", gpus, CHOICES)
     if is_initialized():
         return
     dynamic = process_sets if isinstance(process_sets, str) else None
-    _settings = {"deadline": seconds, "process_sets": dynamic, **dataclasses.asdict(guards)}
+    _settings = {"deadline": seconds, "process_sets": dynamic, "gpus": gpus, **dataclasses.asdict(guards)}
     if not launched():
         set_process_comm(SoloComm())
         set_rank(0)
         return
+    if gpus is not None:
+        take_gpu(os.environ)
     if _joins:
         meet_again(_joins, seconds)
     job = _join(chosen, process_sets if isinstance(process_sets, str) else sets)
