@@ -41,6 +41,7 @@ def throughput(rounds, rows):
     keras.utils.set_random_seed(0)  # the same weights on all ranks
     model = models.cnn()
     images = np.random.default_rng(0).random((rows, 28, 28, 1), np.float32)
+    share = images[hvd.rank() * rows // hvd.size() : (hvd.rank() + 1) * rows // hvd.size()]
     alone = SoloComm()
 
     def on_one_rank():
@@ -50,6 +51,7 @@ def throughput(rounds, rows):
     kinds = {
         "model.predict": (lambda: model.predict(images, BATCH, verbose=0), False),
         "hvd.predict, 1 rank": (on_one_rank, False),
+        "model.predict, each its share": (lambda: model.predict(share, BATCH, verbose=0), True),
         f"hvd.predict, {hvd.size()} ranks": (lambda: hvd.predict(model, images, BATCH, verbose=0), True),
     }
     found = {name: [] for name in kinds}

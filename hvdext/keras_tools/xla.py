@@ -80,6 +80,6 @@ def uses(operations: Sequence[tf.Operation], graph: tf.Graph, variables: Sequenc
         graph: of the function.
         variables: Keras' or TensorFlow's.
     """
-    handles = {id(getattr(variable, "value", variable).handle) for variable in variables}
+    handles = {id(variable.handle) for variable in variables}
     inside = {id(inner) for outer, inner in graph.captures if id(outer) in handles}
     return any(id(tensor) in inside for operation in operations for tensor in operation.inputs)
