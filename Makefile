@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 # Hundreds of processes import the package and its tests: compiled once, not by each of them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo bench test test-fast test-plain test-peers unit lint format engine doctor clean distclean
+.PHONY: help demo bench gpu-check test test-fast test-plain test-peers unit lint format engine doctor clean distclean
 
 help:
 	@echo "make demo         four ranks train a Keras 3 model on real data"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-plain   all tests that start no ranks, with graphs built as for users: for once a week"
 	@echo "make test-peers   Horovod's and Keras' own tests: needs HOROVOD_SOURCE, a checkout of Horovod's repository"
 	@echo "make bench        what docs/measured.md says, measured here; SUITE=full: beside peers"
+	@echo "make gpu-check    on a machine with a GPU: what works there, as a table; PRETEND=--pretend: on CPUs"
 	@echo "make lint | format | engine | doctor | clean | distclean"
 
 demo: engine
@@ -43,6 +44,9 @@ test-plain: engine
 SUITE ?= quick
 bench: engine
 	python benchmarks/suite.py --suite $(SUITE)
+
+gpu-check: engine
+	python benchmarks/gpu_check.py $(PRETEND)
 
 # Not a part of make test: tests of others, some of a checkout that is not part of this project.
 test-peers: engine

@@ -25,6 +25,7 @@ import tensorflow as tf
 from hvdext.comm.communicator import Communicator
 from hvdext.comm.current import use
 from hvdext.comm.ledger import Ledger
+from hvdext.keras_tools.in_threads import make_functional_in_turn
 
 
 class Room:
@@ -207,6 +208,7 @@ def run_ranks(size: int, target: Callable[..., Any], *args: Any, timeout: float 
             errors.append(error)
             room.fail(rank)
 
+    make_functional_in_turn()
     threads = [threading.Thread(target=program, args=(rank,), daemon=True) for rank in range(size)]
     with _parsing_in_turn():
         for thread in threads:

@@ -124,8 +124,14 @@ PRIVATE_NAMES: dict[str, dict[str, str]] = {
         "apply_mask": "the weights of samples that a mask leaves",
         "reduce_weighted_values": "how losses of samples become one number",
     },
+    "keras.src.models.functional": {
+        "Functional": "what models of inputs and outputs are",
+    },
     "keras.src.models.functional.Functional": {
         "_standardize_inputs": "the tensors of what a functional model is given",
+    },
+    "keras.src.models.model": {
+        "inject_functional_model_class": "what makes a subclass of `keras.Model` one of functional models",
     },
     "keras.src.ops.node": {
         "_keras_history": "which call has made a symbolic tensor",
