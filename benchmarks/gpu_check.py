@@ -101,9 +101,8 @@ def row(title, result):
     """One line of the table; what failed in full below it."""
     tells, more = result["tells"], ""
     if result["outcome"] == "failed":
-        errors = re.findall(
-            r"^.*\w+Error: (?!Horovod detected).*$", tells, re.MULTILINE
-        )  # not the launcher's
+        raised = r"^(?:\[\d+\]<stderr>:)?([\w.]*[A-Z]\w*: (?!Horovod detected).+)$"  # not the launcher's own
+        errors = re.findall(raised, tells, re.MULTILINE)
         tells, more = (errors or [tells])[-1], f"\n{tells}"
     return f"{title:26s} {result['outcome']:8s} {result['took']:6.1f} s  {tells}{more}"
 

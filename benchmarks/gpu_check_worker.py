@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -252,8 +253,7 @@ def address_of(server):
     """Where a server says that it is, once it is ready."""
     address = None
     for line in server.stdout:
-        words = [word for word in line.split() if word.startswith("http://")]
-        address = words[0].rstrip("/") if words and address is None else address
+        address = address or next(iter(re.findall(r"http://[\w.]+:\d+", line)), None)
         if "ready" in line and address:
             return address
     raise RuntimeError(f"`hvdext serve` has ended with {server.wait()} before it was ready")
