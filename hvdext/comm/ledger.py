@@ -109,6 +109,10 @@ class Ledger:
         """The global ranks that meet in the collective with this label."""
         return self._labelled()[label].ranks
 
+    def give_up(self, label: str) -> None:
+        """Marks the end of the collective with this label, which has failed."""
+        self._labelled()[label].give_up()
+
     def progress(self) -> dict[str, tuple[int, int]]:
         """Maps each collective's label to how often it has (started, finished).
 

@@ -85,7 +85,8 @@ class Watchdog:
         self._deadline = deadline
         self._clock = clock
         self._end = end or end_process
-        self._waiting_since: dict[tuple[str, int], float] = {}
+        # For each wait since when, and how many collectives this rank had finished then.
+        self._waiting_since: dict[tuple[str, int], tuple[float, int]] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="hvdext-watchdog", daemon=True)
 
@@ -112,16 +113,16 @@ class Watchdog:
         self._post(progress)
         if self._elastic:
             self._heed()
-        now = self._clock()
+        now, total = self._clock(), sum(finished for _, finished in progress.values())
         waiting = [(n, started) for n, (started, finished) in progress.items() if started > finished]
-        self._waiting_since = {key: self._waiting_since.get(key, now) for key in waiting}
-        for (name, run), since in list(self._waiting_since.items()):
+        self._waiting_since = {key: self._waiting_since.get(key, (now, total)) for key in waiting}
+        for (name, run), (since, before) in list(self._waiting_since.items()):
             if now - since <= self._deadline and not self._is_left_alone(name, now - since):
                 continue
             if name == JOIN and self._others_advance():
-                self._waiting_since[name, run] = now  # for ranks that still have batches
+                self._waiting_since[name, run] = (now, total)  # for ranks that still have batches
             else:
-                self._overdue(name, run, now - since)
+                self._overdue(name, run, now - since, goes_on=total > before)
 
     def _watch(self):
         while not self._stop.wait(self._interval):
@@ -159,13 +160,18 @@ class Watchdog:
             if other.startswith(_GRADIENTS)
         )
 
-    def _overdue(self, name, run, waited):
+    def _overdue(self, name, run, waited, goes_on):
         try:
             # A store that has lost this rank's own note is out of reach.
             has_board = self._read(self._rank) is not None
             others = [rank for rank in self._ledger.members(name) if rank != self._rank]
             notes = {rank: self._read(rank) for rank in others} if has_board else {}
             behind = [rank for rank, note in notes.items() if _starts(note, name) < run]
+            if goes_on and has_board and not behind:
+                # All have arrived and this rank has been in others since: it has failed, in a graph, whose
+                # marks do not tell. An engine that stalls would have let nothing else through.
+                self._ledger.give_up(name)
+                return
             # Time for the others to look at the store, to end, and for this rank to hear of it.
             in_time = waited < self._deadline + 3 * self._interval + _SECONDS_TO_END
             if self._elastic and self._store is not None and behind and in_time:

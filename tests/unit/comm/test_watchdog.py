@@ -115,6 +115,27 @@ def test_a_join_does_not_wait_for_a_rank_that_tells_nothing():
     assert "rank 1 has not arrived: it has never reported" in text
 
 
+ARRIVED = f'{{"time": 1.0, "progress": {{"{NAME}": [4, 3]}}}}'
+
+
+def test_what_has_failed_in_a_graph_is_not_waited_for():
+    """All have arrived, and this rank has been in another collective since."""
+    ledger = _waiting_at(4)
+    watchdog = _Looks(0, ledger, _Board({"1": ARRIVED, "2": ARRIVED}), 1.0)
+    assert watchdog.at(0.0) == []
+    other = ledger.entry("hvdext.test.other", (0, 1, 2))
+    other.started.assign(1)
+    other.finished.assign(1)
+    assert watchdog.at(2.0, 4.0, 6.0) == []
+    assert ledger.progress()[NAME] == (4, 4)
+
+
+def test_an_engine_that_stalls_is_told_of():
+    watchdog = _Looks(0, _waiting_at(4), _Board({"1": ARRIVED, "2": ARRIVED}), 1.0)
+    (text,) = watchdog.at(0.0, 2.0)
+    assert "All ranks have arrived; the engine or the network stalls." in text
+
+
 @pytest.mark.parametrize("text", ['{"time": 1.0, "progress": {"hvdext.gr', "", None])
 def test_a_note_cut_short_counts_as_none(text):
     whole = '{"time": 1.0, "progress": {"hvdext.grad.sgd.0": [3, 2]}}'
