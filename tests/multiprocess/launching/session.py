@@ -29,6 +29,7 @@ def alone() -> dict:
     for name, case in cases.CASES.items():
         results[name] = _result(cases.train_alone, case)
         keras.utils.clear_session(free_memory=False)
+    _as_users_have_it()
     for name, main in HABITS.items():
         results[f"habit {name}"] = _result(main, Alone())
         keras.utils.clear_session(free_memory=False)
@@ -53,8 +54,7 @@ def on_ranks() -> dict:
         keras.config.set_floatx(case.floatx)
         results[name] = _result(cases.train_shared, case)
         keras.utils.clear_session(free_memory=False)
-    keras.config.set_floatx("float32")
-    keras.config.set_dtype_policy("float32")
+    _as_users_have_it()
     for name, main in HABITS.items() if size == 2 else ():
         results[f"habit {name}"] = _result(main, Ranks(hvd))
         keras.utils.clear_session(free_memory=False)
@@ -67,6 +67,12 @@ def on_ranks() -> dict:
         keras.utils.clear_session(free_memory=False)
         results[name] = _result(program.run, hvd)
     return results
+
+
+def _as_users_have_it():
+    """Keras' own precision, whatever the last case has left."""
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
 
 
 def programs(size: int) -> dict:
