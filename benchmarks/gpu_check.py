@@ -1,4 +1,4 @@
-"""Whether hvdext does on a GPU what it does on CPUs; for a machine with one GPU and no network, in 8 minutes.
+"""Whether hvdext does on a GPU what it does on CPUs; for a machine with one GPU and no network.
 
     make gpu-check                               # or python benchmarks/gpu_check.py
     python benchmarks/gpu_check.py --pretend     # on CPUs: TensorFlow reports a GPU, models are small
