@@ -1,10 +1,11 @@
-"""What is done once for a model, and anew when other ranks take part."""
+"""What is done once while the ranks stay joined, and anew when others take part."""
 
 from __future__ import annotations
 
 import weakref
 
 from hvdext.comm.communicator import Communicator
+from hvdext.common.log import warn
 
 
 class Once:
@@ -17,6 +18,13 @@ class Once:
     def note(self, model, comm: Communicator) -> None:
         """It has been done for `model`."""
         _models(comm)[self] = weakref.ref(model)
+
+
+def warn_once(comm: Communicator, message: str) -> None:
+    """Warns on the first rank, if it has not been told so yet."""
+    if comm.rank == 0 and not comm.ledger.notes.setdefault(message, False):
+        comm.ledger.notes[message] = True
+        warn(message)
 
 
 def _models(comm) -> weakref.WeakKeyDictionary[Once, weakref.ref]:

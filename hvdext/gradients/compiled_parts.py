@@ -21,7 +21,7 @@ import keras
 import tensorflow as tf
 
 from hvdext.comm.communicator import Communicator
-from hvdext.common.log import warn
+from hvdext.comm.once import warn_once
 from hvdext.gradients.sums import marked
 from hvdext.gradients.train_step import current_step
 from hvdext.keras_tools.autograph import without_autograph
@@ -128,7 +128,7 @@ def in_compiled_parts(step: Step, comm: Communicator, name: str) -> Step:
             why = _why_not(error)
             if why is None:
                 raise
-            _tell(comm, f"XLA compiles only the updates of {name!r}, not the rest of its step: {why}.")
+            warn_once(comm, f"XLA compiles only the updates of {name!r}, not the rest of its step: {why}.")
             return step(data)
         for update, given in zip(updates, gradients, strict=True):
             update.hook.step(update.outer, given, update.variables)
@@ -156,10 +156,3 @@ def _why_not(error) -> str | None:
     if name is not None:
         return f"it exchanges ({name}) before its gradients are there"
     return str(error) if isinstance(error, _CannotSplit) else None
-
-
-def _tell(comm, message):
-    """Warns on the first rank, once per job."""
-    if comm.rank == 0 and not comm.ledger.notes.setdefault(message, False):
-        comm.ledger.notes[message] = True
-        warn(message)

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from hvdext.collectives.reduce_op import ReduceOp
 from hvdext.comm.communicator import Communicator
-from hvdext.common.log import warn
+from hvdext.comm.once import warn_once
 from hvdext.gradients.exchange import GradientExchange
 from hvdext.keras_tools.loss_reduction import Reduction, listening
 from hvdext.keras_tools.models import added_losses
@@ -117,7 +117,7 @@ class TrainStep:
         if callable(self._weight_by):
             return self._counted_as_said(loss)
         if kind == "own" and self._weight_by is None and comm.size > 1:
-            self._warn(_OWN)
+            warn_once(self._comm(), _OWN)
         if kind == "sum":
             return loss * self._of_sum(loss.dtype)
         if kind == "own" or (kind in ("plain", "weighted") and self._is_in_parts):
@@ -157,7 +157,7 @@ class TrainStep:
         if self._exchange.options.op is ReduceOp.SUM or comm.size == 1:
             return tf.ones([], dtype)
         if self._is_uneven:
-            self._warn(_UNEVEN)
+            warn_once(self._comm(), _UNEVEN)
             return tf.ones([], dtype)
         factor = tf.constant(float(comm.size), dtype)
         if self.count is not None:
@@ -176,7 +176,7 @@ class TrainStep:
             return loss
         if self._is_uneven:
             if weigh:
-                self._warn(_UNEVEN)
+                warn_once(self._comm(), _UNEVEN)
             return loss
         base = tf.ones([], tf.float64) if self.count is None else self.count
         total, counts, bases = self._sums([tf.cast(loss, tf.float64) * count, count, base])
@@ -195,12 +195,6 @@ class TrainStep:
         name = f"hvdext.loss.{self._exchange.name}.{self._losses}"
         (sums,) = self._comm().allreduce([tf.stop_gradient(tf.stack(values))], name)
         return tf.unstack(sums)
-
-    def _warn(self, message):
-        """Warns on the first rank, once per job."""
-        if self._comm().rank == 0 and not self._comm().ledger.notes.setdefault(message, False):
-            self._comm().ledger.notes[message] = True
-            warn(message)
 
 
 @tf.custom_gradient

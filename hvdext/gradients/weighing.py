@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from hvdext.collectives.reduce_op import ReduceOp
 from hvdext.comm.current import current_or_none
-from hvdext.common.log import warn
+from hvdext.comm.once import warn_once
 from hvdext.gradients.exchange import GradientExchange
 from hvdext.gradients.tensors import is_overwritten, map_gradient
 from hvdext.gradients.train_step import SAMPLES, WeightBy, current_step
@@ -117,8 +117,6 @@ _OUTSIDE = (
 def warn_of_masks(reduction: Reduction) -> None:
     """Warns once per job, on the first rank, of a loss that no training step of a model is told of."""
     comm = current_or_none()
-    if reduction.kind not in ("masked", "weighted") or comm is None or comm.size == 1 or comm.rank:
+    if reduction.kind not in ("masked", "weighted") or comm is None or comm.size == 1:
         return
-    if not comm.ledger.notes.setdefault(_OUTSIDE, False):
-        comm.ledger.notes[_OUTSIDE] = True
-        warn(_OUTSIDE)
+    warn_once(comm, _OUTSIDE)
