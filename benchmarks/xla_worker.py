@@ -6,6 +6,7 @@ import json
 import time
 
 import keras
+import models
 import numpy as np
 import tensorflow as tf
 from keras import layers
@@ -62,10 +63,7 @@ def trainer(build, optimizer, jit_compile):
 
 
 def cnn():
-    filters = [layers.Conv2D(32, 3, activation="relu"), layers.MaxPooling2D()]
-    filters += [layers.Conv2D(64, 3, activation="relu"), layers.MaxPooling2D(), layers.Flatten()]
-    made = [keras.Input((28, 28, 1)), *filters, layers.Dense(128, activation="relu"), layers.Dense(10)]
-    return keras.Sequential(made), (28, 28, 1)
+    return models.cnn(), (28, 28, 1)
 
 
 def transformer():
