@@ -125,23 +125,8 @@ LINK_OF_SETS = Fix(
     edits=(
         Edit(
             file="horovod/common/gloo/gloo_context.cc",
-            old=(
-                "  attr device_attr;\n"
-                "  device_attr.iface = gloo_iface_;\n"
-                "  device_attr.ai_family = AF_UNSPEC;\n"
-                "  auto dev = CreateDevice(device_attr);\n"
-                "\n"
-                "  global_ctx = global_context.ctx;\n"
-            ),
-            new=(
-                "  gloo_iface_ = global_context.gloo_iface_;\n"
-                "  attr device_attr;\n"
-                "  device_attr.iface = gloo_iface_;\n"
-                "  device_attr.ai_family = AF_UNSPEC;\n"
-                "  auto dev = CreateDevice(device_attr);\n"
-                "\n"
-                "  global_ctx = global_context.ctx;\n"
-            ),
+            old="  assert(global_context.IsEnabled());\n",
+            new=("  assert(global_context.IsEnabled());\n  gloo_iface_ = global_context.gloo_iface_;\n"),
         ),
     ),
 )
